@@ -1,0 +1,1 @@
+"""What training hands to serving: the manifest, its checks, and the preprocessing both sides share."""

@@ -1,0 +1,1 @@
+"""The statistics of long-tailed classification: NumPy and SciPy, arrays in, arrays out."""

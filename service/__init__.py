@@ -1,0 +1,1 @@
+"""From image to recorded answer: decode, batch, engine, record, answer. No torch."""

@@ -1,0 +1,1 @@
+"""Data, loss, network, checkpoint, bundle: the side of Tare that needs torch."""
