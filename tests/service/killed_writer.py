@@ -1,4 +1,4 @@
-"""A child for the tests of `kill -9`: writes for ever, and prints each acknowledged write on a line of its own."""
+"""A child for the tests of `kill -9`: writes for ever, and prints a line for each acknowledged write."""
 
 from __future__ import annotations
 

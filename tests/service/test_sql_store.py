@@ -1,4 +1,4 @@
-"""The store on SQLite: the contract of every store, and what only files have (locks, versions, full disks)."""
+"""The store on SQLite: the contract of every store, and what only files have: locks, versions, full disks."""
 
 from __future__ import annotations
 
@@ -227,8 +227,8 @@ from service.core.exceptions import Unavailable
 from tests.recorded import START, TurnedClock, model, prediction
 
 async def main():
-    tiny, acknowledged = model(), 0
-    with SqlStore(Path(sys.argv[1]), keep_days=90, max_bytes=1 << 34, clock=TurnedClock()) as store:
+    tiny, clock, acknowledged = model(), TurnedClock(), 0
+    with SqlStore(Path(sys.argv[1]), keep_days=90, max_bytes=1 << 34, clock=clock) as store:
         await store.register_model(tiny, START)
         resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
         try:
@@ -239,11 +239,13 @@ async def main():
             print(refusal.code)
         try:
             for _ in range(200):  # each takes a little of the room that the failed write left
+                clock.turn(seconds=1)
                 await store.check_writable()
         except Unavailable:
             print("not writable")
         assert (await store.traffic(tiny, None, None)).predictions == acknowledged > 0
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        clock.turn(seconds=1)
         await store.check_writable()
         await store.record([prediction(tiny)])
         assert (await store.traffic(tiny, None, None)).predictions == acknowledged + 1
@@ -373,7 +375,7 @@ def test_space_is_made_by_the_oldest_unlabelled_first_and_the_file_shrinks(tmp_p
         run(store.learn([item(one, 0) for one in made[:400]], START))
     full = (tmp_path / "tare.db").stat().st_size
     with opened(tmp_path, max_bytes=full // 2) as store:
-        wait_until(lambda: 0 < full // 2 - pragma(tmp_path, "page_count") * pragma(tmp_path, "page_size"))
+        wait_until(lambda: full // 2 - pragma(tmp_path, "page_count") * pragma(tmp_path, "page_size") > 0)
         left = run(store.traffic(wide, None, None)).predictions
         assert 1000 < left < 2000
         (block,) = run(blocks(store.labelled(wide, None, None, with_logits=False)))
