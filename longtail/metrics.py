@@ -23,7 +23,7 @@ class ClassErrors:
 
 
 @dataclass(frozen=True)
-class ClassMean:
+class MeanError:
     """The mean of per-class errors over some classes, and how well it is known."""
 
     error: float  # over the classes with labels; NaN if there is none
@@ -60,7 +60,7 @@ def class_errors(
     return _weighted_errors(truth, wrong, n_classes, weights)
 
 
-def class_mean(by_class: ClassErrors, members: npt.ArrayLike | None = None) -> ClassMean:
+def mean_error(by_class: ClassErrors, members: npt.ArrayLike | None = None) -> MeanError:
     """Return the mean error over the classes `members` (indices; all by default), with both its intervals.
 
     Over all classes it is the balanced error (Menon et al. 2021, eq. 2), over a group that group's error:
@@ -76,7 +76,7 @@ def class_mean(by_class: ClassErrors, members: npt.ArrayLike | None = None) -> C
     )
     labelled = labels > 0
     interval = largest_variance(errors, effective)
-    return ClassMean(
+    return MeanError(
         error=float(errors[labelled].mean()) if labelled.any() else float("nan"),
         interval=interval,
         interval_all=widened(interval, int(labelled.sum()), len(chosen)),
@@ -92,7 +92,7 @@ def balanced_error(labels: npt.ArrayLike, predicted: npt.ArrayLike, n_classes: i
     >>> balanced_error([0, 0, 0, 1], [0, 0, 0, 0], n_classes=2)  # one in four wrong, but a whole class
     0.5
     """
-    return class_mean(class_errors(labels, predicted, n_classes)).error
+    return mean_error(class_errors(labels, predicted, n_classes)).error
 
 
 def top_k_balanced_error(labels: npt.ArrayLike, scores: npt.ArrayLike, k: int) -> float:
@@ -108,7 +108,7 @@ def top_k_balanced_error(labels: npt.ArrayLike, scores: npt.ArrayLike, k: int) -
     if len(truth) != len(values):
         raise ValueError(f"There are {len(truth)} labels but {len(values)} rows of scores.")
     hit = (ranked == truth[:, None]).any(axis=1) & (values[np.arange(len(truth)), truth] > -np.inf)
-    return class_mean(_weighted_errors(truth, ~hit, values.shape[1], None)).error
+    return mean_error(_weighted_errors(truth, ~hit, values.shape[1], None)).error
 
 
 def traffic_error(

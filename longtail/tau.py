@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from longtail.adjustment import adjustment, checked_logits
 from longtail.calibration import class_mean_weights, fit_temperature
-from longtail.metrics import ClassErrors, ClassMean, class_errors, class_mean, group_members
+from longtail.metrics import ClassErrors, MeanError, class_errors, group_members, mean_error
 from longtail.priors import Floats, uniform_prior
 
 GRID = tuple(step / 10 for step in range(41))  # 0, 0.1 ... 4
@@ -20,8 +20,8 @@ class TauPoint:
 
     tau: float
     by_class: ClassErrors
-    balanced: ClassMean
-    groups: dict[str, ClassMean]
+    balanced: MeanError
+    groups: dict[str, MeanError]
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def tau_curve(
             TauPoint(
                 tau=tau,
                 by_class=by_class,
-                balanced=class_mean(by_class),
-                groups={name: class_mean(by_class, classes) for name, classes in members.items()},
+                balanced=mean_error(by_class),
+                groups={name: mean_error(by_class, classes) for name, classes in members.items()},
             )
         )
     return points

@@ -10,10 +10,10 @@ from longtail.intervals import Interval, largest_variance, widened, wilson
 from longtail.metrics import (
     balanced_error,
     class_errors,
-    class_mean,
     expected_calibration_error,
     group_members,
     groups_by_count,
+    mean_error,
     top_k_balanced_error,
     traffic_error,
 )
@@ -68,7 +68,7 @@ def test_a_class_without_labels_is_left_out_of_the_mean_and_not_counted_as_right
 
 
 def test_without_labels_there_is_no_error_and_no_knowledge():
-    mean = class_mean(class_errors([], [], 3))
+    mean = mean_error(class_errors([], [], 3))
     assert math.isnan(mean.error)
     assert mean.interval == mean.interval_all == Interval(0.0, 1.0)
     assert (mean.labels, mean.classes, mean.classes_with_labels) == (0, 3, 0)
@@ -80,13 +80,13 @@ def test_without_labels_there_is_no_error_and_no_knowledge():
 def test_all_right_is_no_error_for_any_number_of_classes(n_classes):
     labels = np.arange(n_classes)
     assert balanced_error(labels, labels, n_classes) == 0
-    assert class_mean(class_errors(labels, labels, n_classes)).interval.low == 0
+    assert mean_error(class_errors(labels, labels, n_classes)).interval.low == 0
 
 
 def test_the_mean_over_a_group_is_that_of_its_classes_with_both_intervals():
     labels, predicted = [0, 0, 0, 1, 1, 3], [0, 1, 1, 1, 0, 3]
     by_class = class_errors(labels, predicted, 5)
-    group = class_mean(by_class, [1, 3, 4])
+    group = mean_error(by_class, [1, 3, 4])
     assert group.error == pytest.approx((1 / 2 + 0) / 2)
     assert group.interval == largest_variance([0.5, 0], [2, 1])
     assert group.interval_all == widened(group.interval, 2, 3)
@@ -95,7 +95,7 @@ def test_the_mean_over_a_group_is_that_of_its_classes_with_both_intervals():
 
 def test_a_mean_over_no_class_is_refused():
     with pytest.raises(ValueError, match="no class"):
-        class_mean(class_errors([0], [0], 2), [])
+        mean_error(class_errors([0], [0], 2), [])
 
 
 # Weighted labels
