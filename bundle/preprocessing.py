@@ -1,0 +1,235 @@
+"""From the bytes of an image to the uint8 pixels of the network's size: the rule training and serving share.
+
+The first bytes decide the format; the first frame; EXIF orientation applied; 16-bit channels scaled by
+v // 257; palette and grey expanded; alpha composited on white; CMYK by Pillow's convert; then the manifest's
+resize. Nothing here depends on a file name or a declared type.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import sys
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bundle.manifest import ImageInput, Resize
+
+# We read every size from the header and refuse by our own limit before a pixel is decoded;
+# Pillow's own limit would only warn, and would do so about images that we have already refused.
+Image.MAX_IMAGE_PIXELS = None
+
+MAX_PIXELS: Final = 50_000_000
+
+_FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_FILTERS: Final = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_ORIENTATION: Final = 0x0112
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow raises on bytes that are not the image they claim to be (its plugins parse with struct).
+_DECODING_FAILURES: Final = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+)
+
+
+class ImageError(Exception):
+    """These bytes are no image that can be taken."""
+
+
+class UnknownFormatError(ImageError):
+    """The first bytes name no format that is taken, or there are none."""
+
+
+class TooManyPixelsError(ImageError):
+    """The header promises more pixels than the limit."""
+
+
+class UndecodableError(ImageError):
+    """The format is known, the image cannot be decoded whole."""
+
+
+def sniff(data: bytes) -> str:
+    """Return the format that the first bytes name: PNG, JPEG, WEBP, GIF, BMP or TIFF.
+
+    Raises UnknownFormatError for any other, and for no bytes at all.
+    """
+    if not data:
+        raise UnknownFormatError("there are no bytes; send the bytes of one image")
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "TIFF"
+    if data.startswith(b"BM"):
+        return "BMP"
+    raise UnknownFormatError("the first bytes name no image format; send PNG, JPEG, WebP, GIF, BMP or TIFF")
+
+
+def decode(data: bytes, spec: ImageInput, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Return the pixels as the network's graph takes them: uint8, shape (height, width, channels).
+
+    Channels are R, G, B whatever `spec.colour` (the graph swaps for BGR), or one for `L`.
+    Raises UnknownFormatError, TooManyPixelsError or UndecodableError.
+    """
+    return fit(upright(data, max_pixels=max_pixels), spec)
+
+
+def upright(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode to an 8-bit RGB image, upright, of the size it has: every rule but the resize."""
+    kind = sniff(data)
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _check_size(image.size, max_pixels)
+            rgb = _to_rgb(image, data, kind)
+            turn = _TURNS.get(_orientation(image))
+    except ImageError:
+        raise
+    except _DECODING_FAILURES as failure:
+        raise UndecodableError(f"the {kind} image cannot be decoded whole; send it again") from failure
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def fit(image: Image.Image, spec: ImageInput) -> NDArray[np.uint8]:
+    """Resize an upright RGB image by the manifest's rule and return its pixels, (height, width, channels)."""
+    if image.size != (spec.width, spec.height):
+        image = _resized(image, spec.resize, spec.height, spec.width)
+    if spec.colour == "L":
+        return np.asarray(image.convert("L"))[:, :, None]
+    return np.asarray(image)
+
+
+def _resized(image: Image.Image, resize: Resize, height: int, width: int) -> Image.Image:
+    resample = _FILTERS[resize.interpolation]
+    if resize.rule == "stretch" or resize.shorter_side is None:
+        return image.resize((width, height), resample)
+    # torchvision's arithmetic for Resize(shorter_side) and CenterCrop. Only what lies under the crop is
+    # resampled, so that a 10,000 x 1 strip never becomes one of 2,560,000 x 256.
+    shorter = min(image.width, image.height)
+    whole_width = int(resize.shorter_side * image.width / shorter)
+    whole_height = int(resize.shorter_side * image.height / shorter)
+    left, top = round((whole_width - width) / 2), round((whole_height - height) / 2)
+    across, down = image.width / whole_width, image.height / whole_height
+    box = (left * across, top * down, (left + width) * across, (top + height) * down)
+    return image.resize((width, height), resample, box=box)
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise UndecodableError("the header says the image has no pixels")
+    if width * height > max_pixels:
+        raise TooManyPixelsError(f"the image has {width} x {height} pixels, the limit is {max_pixels}")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 where there is none or the EXIF block itself is damaged."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except _DECODING_FAILURES:
+        return 1  # a damaged EXIF block does not make the pixels wrong
+
+
+def _to_rgb(image: Image.Image, data: bytes, kind: str) -> Image.Image:
+    """Bring every mode that Pillow decodes to RGB: 16 bits by v // 257, alpha on white."""
+    wide = _sixteen_bit(image, data)
+    if wide is not None:
+        image.load()  # reads what follows the pixels (EXIF may), and finds truncation
+        image_8 = wide
+    else:
+        image.load()
+        image_8 = image
+    if image_8.mode in ("I", "F"):
+        raise UndecodableError(f"the {kind} image has 32-bit pixels; send 8 or 16 bits a channel")
+    if image_8.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image_8.info:
+        rgba = image_8.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image_8.convert("RGB") if image_8.mode != "RGB" else image_8.copy()
+
+
+def _sixteen_bit(image: Image.Image, data: bytes) -> Image.Image | None:
+    """Return an image of 16-bit channels scaled to 8 by v // 257, or None if its channels are not 16 bits.
+
+    Pillow keeps 16 bits only for grey. Of colour it keeps the high byte, and which byte that is depends on
+    the raw mode alone: read again with the other byte order it yields the low one.
+    """
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint16)
+        grey = Image.fromarray((values // 257).astype(np.uint8))
+        key = image.info.get("transparency")
+        if isinstance(key, int):
+            grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+        return grey
+    raw_mode = _raw_mode(image)
+    if raw_mode is None or ";16" not in raw_mode:
+        return None
+    if raw_mode == "LA;16B":  # four bytes a pixel: read them as they are
+        four = np.asarray(_reread(data, "RGBA", "RGBA")).astype(np.uint16)
+        scaled = (four[:, :, 0::2] * 256 + four[:, :, 1::2]) // 257
+        return Image.fromarray(scaled.astype(np.uint8), "LA")
+    stem, _, order = raw_mode.partition(";16")
+    if stem not in ("RGB", "RGBA"):
+        return None
+    low_order = "B" if order == "L" or (order == "N" and sys.byteorder == "little") else "L"
+    high = np.asarray(_reread(data, stem, raw_mode)).astype(np.uint16)
+    low = np.asarray(_reread(data, stem, f"{stem};16{low_order}"))
+    values = high * 256 + low
+    scaled = Image.fromarray((values // 257).astype(np.uint8), stem)
+    key = image.info.get("transparency")
+    if stem == "RGB" and isinstance(key, tuple):
+        opaque = np.any(values != np.array(key, dtype=np.uint16), axis=2)
+        scaled.putalpha(Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8)))
+    return scaled
+
+
+def _raw_mode(image: Image.Image) -> str | None:
+    tiles = getattr(image, "tile", None)
+    if not tiles:
+        return None
+    args = tiles[0][3]
+    raw_mode = args[0] if isinstance(args, tuple) and args else args
+    return raw_mode if isinstance(raw_mode, str) else None
+
+
+def _reread(data: bytes, mode: str, raw_mode: str) -> Image.Image:
+    """Decode the first frame again with another raw mode."""
+    image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    tiles = []
+    for codec, extents, offset, args in image.tile:
+        new = (raw_mode, *args[1:]) if isinstance(args, tuple) else raw_mode
+        tiles.append(image.tile[0]._replace(codec_name=codec, extents=extents, offset=offset, args=new))
+    image.tile = tiles
+    image._mode = mode
+    image.load()
+    return image
