@@ -93,9 +93,10 @@ def test_the_mean_over_a_group_is_that_of_its_classes_with_both_intervals():
     assert (group.labels, group.classes, group.classes_with_labels) == (3, 3, 2)
 
 
-def test_a_mean_over_no_class_is_refused():
-    with pytest.raises(ValueError, match="no class"):
-        mean_error(class_errors([0], [0], 2), [])
+@pytest.mark.parametrize("members", [[], [0, 0], [2], [-1], [0.0], [True, False]])
+def test_a_mean_over_no_class_or_one_class_twice_or_an_unknown_class_is_refused(members):
+    with pytest.raises(ValueError, match=r"class|abel"):
+        mean_error(class_errors([0], [0], 2), members)
 
 
 # Weighted labels
