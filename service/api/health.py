@@ -38,7 +38,9 @@ async def readyz(parts: PartsDep) -> Json:
 
     A full queue is ready: 429 is an answer.
     """
-    loaded = await parts.readiness.check()
+    loaded = parts.models.get(None)
+    await loaded.check()
+    await parts.store.check_writable()
     return Json({"status": "ready", "model": loaded.version.name, "provider": loaded.engine.provider})
 
 

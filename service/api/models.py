@@ -103,6 +103,6 @@ def _entry(loaded: LoadedModel) -> dict[str, Any]:
         "name": loaded.version.name,
         "version": loaded.version.version,
         "classes": len(loaded.version.labels),
-        "ready": True,
+        "ready": loaded.batcher.alive,
         "provider": loaded.engine.provider,
     }

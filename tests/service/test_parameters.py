@@ -44,8 +44,10 @@ def test_a_decimal_number_is_a_tau(client, text, value):
 
 @pytest.mark.parametrize(
     "text",
-    "nan NaN inf -inf Infinity 1e308 1e999 -1 100.1 1_000 0x1 1,5 one 1e --1 true \u0661".split()
-    + ["", " 1", "1 "],
+    [
+        *"nan NaN inf -inf Infinity 1e308 1e999 -1 100.1 1_000 0x1 1,5 one 1e --1 true \u0661".split(),
+        *("", " 1", "1 "),
+    ],
 
 
 def test_a_parameter_that_stands_twice_is_refused_even_with_equal_values(client):
