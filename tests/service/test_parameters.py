@@ -42,13 +42,11 @@ def test_a_decimal_number_is_a_tau(client, text, value):
     assert client.get("/numbers", params={"tau": text}).json()["tau"] == value
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *"nan NaN inf -inf Infinity 1e308 1e999 -1 100.1 1_000 0x1 1,5 one 1e --1 true \u0661".split(),
-        *("", " 1", "1 "),
-    ],
-)
+NO_NUMBERS = ["nan", "NaN", "inf", "-inf", "Infinity", "1e308", "1e999", "-1", "100.1", "1_000", "0x1"]
+NO_NUMBERS += ["1,5", "one", "1e", "--1", "true", "\u0661", "", " 1", "1 "]
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
 def test_anything_else_as_tau_is_a_422_that_names_it(client, text):
     answer = client.get("/numbers", params={"tau": text})
     assert answer.status_code == 422
