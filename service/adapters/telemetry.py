@@ -5,25 +5,43 @@ from __future__ import annotations
 import contextvars
 import logging
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from service.core.records import PriorVersion, Receipt
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
-request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
+_request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
+_log = logging.getLogger("tare.requests")
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _COMMIT_SECONDS: Final = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+_PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _IMAGES: Final = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Answered(Protocol):
+    """A request and what became of it; `code` is its problem's, None for a success."""
+
+    @property
+    def method(self) -> str: ...  # noqa: D102
+    @property
+    def route(self) -> str: ...  # noqa: D102
+    @property
+    def status(self) -> int: ...  # noqa: D102
+    @property
+    def seconds(self) -> float: ...  # noqa: D102
+    @property
+    def code(self) -> str | None: ...  # noqa: D102
 
 
 class Telemetry:
@@ -95,12 +113,23 @@ class Telemetry:
         for outcome in ("accepted", "corrected", "unchanged", "rejected"):
             self._feedback.labels(outcome)
 
-    def answered(self, route: str, method: str, status: int, seconds: float, code: str | None) -> None:
-        """A request was answered; `code` is its problem's, None for a success."""
-        self._requests.labels(route, method, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
-        if code is not None:
-            self._problems.labels(code).inc()
+    def answered(self, exchange: Answered) -> None:
+        """Count a request and log it; probes and scrapes only where the log is at its finest."""
+        self._requests.labels(exchange.route, exchange.method, str(exchange.status)).inc()
+        self._request_seconds.labels(exchange.route).observe(exchange.seconds)
+        if exchange.code is not None:
+            self._problems.labels(exchange.code).inc()
+        level = logging.DEBUG if exchange.route in _PROBES else logging.INFO
+        if _log.isEnabledFor(level):
+            fields: dict[str, object] = {
+                "method": exchange.method,
+                "route": exchange.route,
+                "status": exchange.status,
+                "ms": round(exchange.seconds * 1000, 2),
+            }
+            if exchange.code is not None:
+                fields["code"] = exchange.code
+            _log.log(level, "answered", extra={"fields": fields})
 
     def predicted(self, model: str, method: str, images: int) -> None:
         """So many images were decided and recorded."""
@@ -146,9 +175,8 @@ class Telemetry:
         """So many folders under the models directory did not load."""
         self._refused_bundles.set(count)
 
-    def watch_queue(self, model: str, limit: int, depth: Callable[[], int]) -> None:
+    def watch_queue(self, model: str, depth: Callable[[], int]) -> None:
         """Read this queue's depth at every scrape."""
-        self._queue_limit.labels(model).set(limit)
         self._queue.labels(model).set_function(depth)
 
     def watch_held_bytes(self, held: Callable[[], int]) -> None:
@@ -171,13 +199,23 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        current = request_id.get()
+        current = _request_id.get()
         if current is not None:
             line["request_id"] = current
         line.update(getattr(record, "fields", {}))
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return orjson.dumps(line, default=str).decode()
+
+
+@contextmanager
+def in_request(identity: str) -> Iterator[None]:
+    """Mark every log line of the block with the request's id."""
+    token = _request_id.set(identity)
+    try:
+        yield
+    finally:
+        _request_id.reset(token)
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

@@ -63,6 +63,7 @@ async def predict(
     async with whole_body(request) as body:
         images = images_of(body, request.headers.get("content-type", ""))
         predictions = await parts.predictor.predict(images, model=loaded, adjustment=adjustment, top_k=top_k)
+    parts.observer.predicted(loaded.name, adjustment.method, len(predictions))
     return Json(
         {
             "model": model_answer(loaded.version.name, loaded.version.version),

@@ -74,6 +74,16 @@ class Clock(Protocol):
         """The time now, in UTC."""
 
 
+class Observer(Protocol):
+    """Who counts what happened. Neither blocks nor raises."""
+
+    def predicted(self, model: str, method: str, images: int) -> None:
+        """So many images were decided and answered."""
+
+    def learned(self, receipt: Receipt) -> None:
+        """Feedback was taken."""
+
+
 class Store(Protocol):
     """The service's memory. Every coroutine that changes it returns after the commit, or raises.
 
