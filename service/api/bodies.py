@@ -125,8 +125,10 @@ def parse(model: type[Model], data: bytes) -> Model:
             field=where,
             errors=shaped,
         ) from failure
-    except (ValueError, RecursionError) as failure:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as failure:
         raise _malformed() from failure
+    except ValueError as failure:  # Python reads no integer of thousands of digits
+        raise Invalid("invalid-field", "The body holds an integer that is out of all range.") from failure
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 from fastapi.exceptions import RequestValidationError
@@ -14,12 +14,15 @@ from starlette.routing import Match
 from service.core import exceptions as core
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 
     from fastapi import FastAPI
     from starlette.requests import Request
 
 MEDIA_TYPE: Final = "application/problem+json"
+
+# The key in a request's scope under which its problem's code stands, for the log and the metrics.
+PROBLEM_CODE: Final = "tare.problem"
 
 _MAX_ERRORS: Final = 20
 _MAX_NAME: Final = 100
@@ -49,36 +52,29 @@ STATUS: Final[Mapping[type[core.Refusal], int]] = {
 }
 
 
-class Problem(Response):
-    """One answer that is not a success. `code` is kept for the log and the metrics."""
-
-    media_type = MEDIA_TYPE
-
-    def __init__(
-        self,
-        path: str,
-        status: int,
-        code: str,
-        detail: str,
-        *,
-        fields: Mapping[str, object] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        self.code = code
-        content: dict[str, object]
-        if path == "/v2" or path.startswith("/v2/"):  # the Open Inference Protocol has a form of its own
-            content = {"error": detail}
-            self.media_type = "application/json"
-        else:
-            content = {
-                "type": f"urn:tare:problem:{code}",
-                "title": code.replace("-", " ").capitalize(),
-                "status": status,
-                "detail": detail,
-                "code": code,
-                **(fields or {}),
-            }
-        super().__init__(_encoded(content), status_code=status, headers=dict(headers or {}))
+def problem(
+    scope: MutableMapping[str, Any],
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    fields: Mapping[str, object] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Return the answer, and leave its code in the request's scope."""
+    scope[PROBLEM_CODE] = code
+    path: str = scope["path"]
+    if path == "/v2" or path.startswith("/v2/"):  # the Open Inference Protocol has a form of its own
+        return Response(_encoded({"error": detail}), status, headers, "application/json")
+    content = {
+        "type": f"urn:tare:problem:{code}",
+        "title": code.replace("-", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        "code": code,
+        **(fields or {}),
+    }
+    return Response(_encoded(content), status, headers, MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:
@@ -88,10 +84,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
 
 
-def internal(path: str) -> Problem:
-    """The answer to what nobody foresaw; what it was stands in the log, under the request's id."""
-    return Problem(
-        path,
+def internal(scope: MutableMapping[str, Any]) -> Response:
+    """Return the answer to what nobody foresaw; the log has what it was, under the request's id."""
+    return problem(
+        scope,
         500,
         "internal",
         "The service failed; the log has the reason under this answer's X-Request-Id.",
@@ -121,8 +117,8 @@ async def _refusal(request: Request, failure: Exception) -> Response:
     if isinstance(failure, Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="tare"'
     status = next(STATUS[kind] for kind in type(failure).__mro__ if kind in STATUS)
-    return Problem(
-        request.url.path, status, failure.code, failure.detail, fields=failure.fields, headers=headers
+    return problem(
+        request.scope, status, failure.code, failure.detail, fields=failure.fields, headers=headers
     )
 
 
@@ -132,8 +128,8 @@ async def _validation(request: Request, failure: Exception) -> Response:
     errors: Sequence[Mapping[str, object]] = failure.errors()
     shaped = field_errors(errors, skip=1)
     first = shaped[0]
-    return Problem(
-        request.url.path,
+    return problem(
+        request.scope,
         422,
         "invalid-parameter",
         f"{first['field']}: {first['detail']}",
@@ -147,20 +143,21 @@ async def _validation(request: Request, failure: Exception) -> Response:
 async def _http(request: Request, failure: Exception) -> Response:
     """Answer what the router itself refuses: no such path, or not with this method."""
     assert isinstance(failure, HTTPException)
-    path = request.url.path
     if failure.status_code == HTTPStatus.NOT_FOUND:
-        return Problem(path, 404, "path-not-found", "There is nothing at this path; GET /docs lists all.")
+        return problem(
+            request.scope, 404, "path-not-found", "There is nothing at this path; GET /docs lists all."
+        )
     if failure.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allow = ", ".join(allowed_methods(request))
-        return Problem(
-            path,
+        return problem(
+            request.scope,
             405,
             "method-not-allowed",
             f"This path takes {allow}.",
             headers={"Allow": allow},
         )
     phrase = HTTPStatus(failure.status_code).phrase
-    return Problem(path, failure.status_code, phrase.lower().replace(" ", "-"), f"{phrase}.")
+    return problem(request.scope, failure.status_code, "request-refused", f"{phrase}.")
 
 
 def allowed_methods(request: Request) -> list[str]:

@@ -103,9 +103,12 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """A decision as it is recorded and answered. `id` is a UUIDv7 that holds `created` to the millisecond."""
+    """A decision as it is recorded and answered.
 
-    id: UUID
+    `id` is a UUIDv7 that holds `created` to the millisecond; None where recording is off.
+    """
+
+    id: UUID | None
     created: datetime
     model_name: str
     model_version: str
