@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sqlalchemy import delete, exists, select
 
-from service.adapters.sql_tables import label_history, labels, predictions
-from service.core.feedback import first_kept_ms
+from service.adapters.sql_tables import label_history, labels, predictions, stored_time
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,10 +51,10 @@ class Retention:
         return self._database.give_back(connection) or found
 
     def _delete_expired(self, connection: Connection) -> bool:
-        first_kept = first_kept_ms(self._keep, self._clock())
-        if first_kept <= 0:
+        first_kept_ms = stored_time(self._clock() - self._keep) // 1000
+        if first_kept_ms <= 0:
             return False
-        bound = first_kept.to_bytes(6, "big") + bytes(10)
+        bound = first_kept_ms.to_bytes(6, "big") + bytes(10)  # the least UUIDv7 of that time
         oldest = select(predictions.c.id).where(predictions.c.id < bound)
         return _delete(connection, connection.scalars(oldest.order_by(predictions.c.id).limit(_BATCH)).all())
 

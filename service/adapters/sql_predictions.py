@@ -103,7 +103,7 @@ def add(connection: Connection, made: Sequence[Prediction], model_ids: Mapping[t
     """Keep predictions; one that is there already stays as it is."""
     rows = [
         {
-            "id": one.id.bytes,
+            "id": _key(one),
             "created": stored_time(one.created),
             "model_version_id": model_ids[one.model_name, one.model_version],
             "method": one.method,
@@ -252,6 +252,12 @@ def _window(
     if until is not None:
         conditions.append(created < stored_time(until))
     return conditions
+
+
+def _key(made: Prediction) -> bytes:
+    if made.id is None:
+        raise ValueError("A prediction without an id was not meant to be kept.")
+    return made.id.bytes
 
 
 def _row_id(name: str, version: str) -> Select[int]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
+
+from service.core.exceptions import Invalid
+from service.core.ids import time_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime, timedelta
     from uuid import UUID
 
-    from service.core.records import FeedbackItem
+    from service.core.records import FeedbackItem, Receipt, Rejection
 
 Outcome = Literal["accepted", "corrected", "unchanged"]
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,26 @@ def index_of(item: FeedbackItem, index_by_label: Mapping[str, int]) -> int | Non
 
 
 def is_expired(prediction_id: UUID, keep: timedelta, now: datetime) -> bool:
-    """Whether a prediction is past its keeping time, which its UUIDv7 holds (48 bits, milliseconds)."""
-    if prediction_id.version != 7:
-        return False
-    created_ms = prediction_id.int >> 80
-    return created_ms < first_kept_ms(keep, now)
+    """Whether a prediction is past its keeping time, by the time that its id holds."""
+    created = time_of(prediction_id)
+    return created is not None and created < now - keep
 
 
-def first_kept_ms(keep: timedelta, now: datetime) -> int:
-    """Return the time, in milliseconds since 1970, before which predictions are no longer kept."""
-    return (now - keep - _EPOCH) // timedelta(milliseconds=1)
+def refuse_if_nothing_was_taken(receipt: Receipt) -> None:
+    """Raise Invalid where every item was rejected: the client has sent nothing of use."""
+    if receipt.rejected and not (receipt.accepted or receipt.corrected or receipt.unchanged):
+        codes = ", ".join(sorted({one.code for one in receipt.rejected}))
+        raise Invalid(
+            "feedback-rejected",
+            f"No item was taken ({codes}); rejected says why, by position.",
+            rejected=[rejection_answer(one) for one in receipt.rejected],
+        )
+
+
+def rejection_answer(rejection: Rejection) -> dict[str, object]:
+    """Shape a rejection as it stands in answers and problems."""
+    return {
+        "position": rejection.position,
+        "prediction_id": str(rejection.prediction_id),
+        "code": rejection.code,
+    }
