@@ -10,7 +10,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
 import orjson
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 if TYPE_CHECKING:
@@ -27,6 +35,9 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 _COMMIT_SECONDS: Final = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _IMAGES: Final = (1, 2, 4, 8, 16, 32, 64)
+
+
+disable_created_metrics()  # a second series for each, which nothing here reads
 
 
 class Answered(Protocol):
@@ -50,6 +61,7 @@ class Telemetry:
     def __init__(self) -> None:
         registry = CollectorRegistry()
         self.registry = registry
+        ProcessCollector(registry=registry)
         self._requests = Counter(
             "tare_requests", "Requests answered.", ["route", "method", "status"], registry=registry
         )
@@ -80,7 +92,7 @@ class Telemetry:
             "tare_queue_images", "Images that wait for the engine.", ["model"], registry=registry
         )
         self._queue_limit = Gauge(
-            "tare_queue_limit_images", "Images that may wait at most.", ["model"], registry=registry
+            "tare_queue_limit_images", "Images that may wait for one model at most.", registry=registry
         )
         self._held = Gauge("tare_held_body_bytes", "Bytes of request bodies in memory.", registry=registry)
         self._feedback = Counter(
@@ -174,6 +186,10 @@ class Telemetry:
     def bundles_refused(self, count: int) -> None:
         """So many folders under the models directory did not load."""
         self._refused_bundles.set(count)
+
+    def queue_limited_to(self, images: int) -> None:
+        """Every model's queue holds at most so many."""
+        self._queue_limit.set(images)
 
     def watch_queue(self, model: str, depth: Callable[[], int]) -> None:
         """Read this queue's depth at every scrape."""

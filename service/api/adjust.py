@@ -1,5 +1,6 @@
 """POST /adjust: the formula without the network, so that it can be checked from outside."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter
@@ -42,7 +43,7 @@ async def adjust(body: Annotated[AdjustIn, json_body(AdjustIn)], parts: PartsDep
         priors_name=body.priors,
         target_prior=body.target_prior,
     )
-    decisions = parts.predictor.adjust(body.logits, adjustment, loaded, body.top_k)
+    decisions = await asyncio.to_thread(parts.predictor.adjust, body.logits, adjustment, loaded, body.top_k)
     return Json(
         {
             "model": model_answer(loaded.version.name, loaded.version.version),
