@@ -194,7 +194,7 @@ def test_a_class_with_target_0_is_never_ranked_and_every_number_has_a_json_form(
         ({"tau": -1}, "invalid-field"),
         ({"tau": "1"}, "invalid-field"),
         ({"top_k": 0}, "invalid-field"),
-        ({"priors": "default", "target_prior": [0.25] * 4}, "conflicting-parameters"),
+        ({"priors": "default", "target_prior": [0.25] * 4}, "invalid-field"),
         ({"target_prior": [0.5, 0.5]}, "invalid-prior"),
         ({"target_prior": [0.5, 0.5, 0.5, 0.5]}, "invalid-prior"),
         ({"target_prior": [1.5, -0.5, 0, 0]}, "invalid-prior"),
