@@ -10,7 +10,6 @@ from service.api.answers import AdjustOut, Json, adjustment_answer, decision_ans
 from service.api.bodies import RequestModel, json_body
 from service.api.parameters import MAX_TAU, Name
 from service.api.parts import PartsDep
-from service.core.exceptions import Invalid
 
 router = APIRouter(tags=["decisions"])
 
@@ -34,8 +33,6 @@ class AdjustIn(RequestModel):
 async def adjust(body: Annotated[AdjustIn, json_body(AdjustIn)], parts: PartsDep) -> Json:
     """Rank logits as /predict would, without inference and without recording anything."""
     loaded = parts.models.get(body.model)
-    if body.priors is not None and body.target_prior is not None:
-        raise Invalid("invalid-field", "priors, target_prior: send one of the two.", field="target_prior")
     adjustment = parts.predictor.adjustment_for(
         loaded,
         method="logit-adjustment",

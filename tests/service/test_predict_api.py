@@ -107,7 +107,7 @@ def test_one_bad_file_fails_the_request_by_its_position(client, image):
 
 def test_an_image_over_the_pixel_limit_is_a_413(client_for, image):
     answer = client_for(max_pixels=63).post("/predict", content=image)
-    assert problem(answer, 413, "image-too-large")["position"] == 0
+    assert problem(answer, 413, "too-many-pixels")["position"] == 0
 
 
 def test_a_body_over_the_byte_limit_is_a_413(client_for, image):
@@ -194,7 +194,7 @@ def test_a_class_with_target_0_is_never_ranked_and_every_number_has_a_json_form(
         ({"tau": -1}, "invalid-field"),
         ({"tau": "1"}, "invalid-field"),
         ({"top_k": 0}, "invalid-field"),
-        ({"priors": "default", "target_prior": [0.25] * 4}, "invalid-field"),
+        ({"priors": "default", "target_prior": [0.25] * 4}, "conflicting-parameters"),
         ({"target_prior": [0.5, 0.5]}, "invalid-prior"),
         ({"target_prior": [0.5, 0.5, 0.5, 0.5]}, "invalid-prior"),
         ({"target_prior": [1.5, -0.5, 0, 0]}, "invalid-prior"),
