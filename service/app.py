@@ -156,6 +156,8 @@ async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[
                     model.name, model.version.version, model.engine.provider, model is loaded.default
                 )
                 telemetry.watch_queue(model.name, lambda model=model: model.batcher.queued_items)
+            label_sets = {model.version.label_set for model in loaded.all()}
+            telemetry.watch_priors(lambda: [one for owner in label_sets for one in held_priors.all(owner)])
             telemetry.bundles_refused(len(loaded.refused))
             predictor = Predictor(
                 store,

@@ -20,9 +20,13 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from prometheus_client.metrics_core import Metric
 
     from service.core.records import PriorVersion, Receipt
 
@@ -107,12 +111,6 @@ class Telemetry:
         self._refused_bundles = Gauge(
             "tare_bundles_refused", "Bundles that did not load; GET /models says why.", registry=registry
         )
-        self._priors = Gauge(
-            "tare_priors_version",
-            "Current version of each priors name.",
-            ["label_set", "priors"],
-            registry=registry,
-        )
         self._ready = Gauge(
             "tare_ready", "1 where the last look at /readyz found the service ready.", registry=registry
         )
@@ -163,14 +161,6 @@ class Telemetry:
         """The store committed."""
         self._commit_seconds.observe(seconds)
 
-    def prior_in_force(self, prior: PriorVersion) -> None:
-        """Since now this is the current version of its name."""
-        self._priors.labels(prior.label_set, prior.name).set(prior.version)
-
-    def prior_deleted(self, label_set: str, name: str) -> None:
-        """A name is gone, with its versions."""
-        self._priors.remove(label_set, name)
-
     def looked_ready(self, ready: bool) -> None:
         """Somebody asked /readyz and this was the answer."""
         self._ready.set(ready)
@@ -195,6 +185,10 @@ class Telemetry:
         """Read this queue's depth at every scrape."""
         self._queue.labels(model).set_function(depth)
 
+    def watch_priors(self, current: Callable[[], Iterable[PriorVersion]]) -> None:
+        """Read the current priors at every scrape."""
+        self.registry.register(_PriorsInForce(current))
+
     def watch_held_bytes(self, held: Callable[[], int]) -> None:
         """Read the bytes of bodies in memory at every scrape."""
         self._held.set_function(held)
@@ -202,6 +196,21 @@ class Telemetry:
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format. Takes milliseconds: call it in a thread."""
         return generate_latest(self.registry)
+
+
+class _PriorsInForce(Collector):
+    """Asked at every scrape, since names come and go."""
+
+    def __init__(self, current: Callable[[], Iterable[PriorVersion]]) -> None:
+        self._current = current
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            "tare_priors_version", "Current version of each priors name.", labels=["label_set", "priors"]
+        )
+        for prior in self._current():
+            family.add_metric([prior.label_set, prior.name], prior.version)
+        yield family
 
 
 class JsonLines(logging.Formatter):

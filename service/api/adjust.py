@@ -10,6 +10,7 @@ from service.api.answers import AdjustOut, Json, adjustment_answer, decision_ans
 from service.api.bodies import RequestModel, json_body
 from service.api.parameters import MAX_TAU, Name
 from service.api.parts import PartsDep
+from service.core.priors import probabilities_of
 
 router = APIRouter(tags=["decisions"])
 
@@ -33,12 +34,15 @@ class AdjustIn(RequestModel):
 async def adjust(body: Annotated[AdjustIn, json_body(AdjustIn)], parts: PartsDep) -> Json:
     """Rank logits as /predict would, without inference and without recording anything."""
     loaded = parts.models.get(body.model)
+    target_prior = None
+    if body.target_prior is not None:
+        target_prior = probabilities_of(body.target_prior, loaded.version.labels, "target_prior")
     adjustment = parts.predictor.adjustment_for(
         loaded,
         method="logit-adjustment",
         tau=body.tau,
         priors_name=body.priors,
-        target_prior=body.target_prior,
+        target_prior=target_prior,
     )
     decisions = await asyncio.to_thread(parts.predictor.adjust, body.logits, adjustment, loaded, body.top_k)
     return Json(

@@ -69,7 +69,7 @@ def test_acknowledged_state_survives_a_kill_between_every_two_steps(service, pix
 
 
 def test_what_was_answered_in_a_storm_is_there_after_a_kill(service, pixels):
-    """Clients predict and label at once until the process dies under them; every answer they got must hold."""
+    """Clients predict and label at once until the process dies; every answer that they got must hold."""
     client = service.start()
     image = png(pixels)
     answered, labelled, lock = [], [], threading.Lock()
