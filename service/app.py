@@ -174,7 +174,7 @@ async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[
                 models=loaded,
                 predictor=predictor,
                 priors=held_priors,
-                monitor=Monitor(store, held_priors, _now),
+                monitor=Monitor(store, held_priors, _now, default_tau=settings.tau),
                 store=store,
                 clock=_now,
                 observer=telemetry,

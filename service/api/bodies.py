@@ -38,7 +38,7 @@ class Intake:
 
     max_body_bytes: int
     max_held_bytes: int
-    patience_s: float = 60.0
+    patience_s: float = 120.0
     held_bytes: int = 0
     big_json: asyncio.Lock = field(default_factory=asyncio.Lock)
 
