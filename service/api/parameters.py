@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from fastapi import Query, Request
 from fastapi.dependencies.models import Dependant
-from pydantic import AwareDatetime, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints
 
 from service.core.exceptions import Invalid
 
@@ -60,6 +60,14 @@ def _time(value: object) -> object:
     return value
 
 
+def _in_utc(moment: datetime) -> datetime:
+    """The calendar's first and last hours do not exist everywhere: 0001-01-01T00:00+01:00 is no UTC time."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("Input should be a time between the years 1 and 9999 in UTC") from None
+
+
 Tau = Annotated[
     float, BeforeValidator(_number), Field(ge=0, le=MAX_TAU, description="Strength of the adjustment.")
 ]
@@ -70,7 +78,7 @@ TopK = Annotated[
 ]
 Version = Annotated[int, BeforeValidator(_integer), Field(ge=1)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-Time = Annotated[AwareDatetime, BeforeValidator(_time)]
+Time = Annotated[AwareDatetime, BeforeValidator(_time), AfterValidator(_in_utc)]
 Span = Annotated[timedelta, BeforeValidator(_span)]
 
 TauQuery = Annotated[Tau | None, Query()]
