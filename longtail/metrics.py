@@ -66,14 +66,11 @@ def mean_error(by_class: ClassErrors, members: npt.ArrayLike | None = None) -> M
     Over all classes it is the balanced error (Menon et al. 2021, eq. 2), over a group that group's error:
     each class counts alike however many labels it has, and a class without labels is left out, not zero.
     """
-    chosen = np.arange(len(by_class.errors)) if members is None else np.asarray(members, dtype=np.intp)
-    if not chosen.size:
-        raise ValueError("A mean over no class does not exist: leave an empty group out.")
-    errors, labels, effective = (
-        by_class.errors[chosen],
-        by_class.labels[chosen],
-        by_class.effective[chosen],
-    )
+    n_classes = len(by_class.errors)
+    chosen = checked_labels(range(n_classes) if members is None else members, n_classes)
+    if not chosen.size or len(np.unique(chosen)) < len(chosen):
+        raise ValueError("A mean needs at least one class, and each class once.")
+    errors, labels, effective = by_class.errors[chosen], by_class.labels[chosen], by_class.effective[chosen]
     labelled = labels > 0
     interval = largest_variance(errors, effective)
     return MeanError(
@@ -186,6 +183,14 @@ def checked_labels(labels: npt.ArrayLike, n_classes: int) -> Ints:
     return truth.astype(np.int64)
 
 
+def checked_weights(weights: npt.ArrayLike, n: int) -> Floats:
+    """Return weights as float64 (N,), finite and above zero; ValueError otherwise."""
+    w = np.asarray(weights, dtype=np.float64)
+    if w.shape != (n,) or not np.isfinite(w).all() or (w <= 0).any():
+        raise ValueError("One weight for each label is needed, finite and above zero.")
+    return w
+
+
 def _wrong(truth: Ints, predicted: npt.ArrayLike, n_classes: int) -> npt.NDArray[np.bool_]:
     decided = checked_labels(predicted, n_classes)
     if len(truth) != len(decided):
@@ -201,9 +206,7 @@ def _weighted_errors(
     if weights is None:
         w = np.ones(len(cell))
     else:
-        w = np.asarray(weights, dtype=np.float64)
-        if w.shape != cell.shape or not np.isfinite(w).all() or (w <= 0).any():
-            raise ValueError("One weight for each label is needed, finite and above zero.")
+        w = checked_weights(weights, len(cell))
         largest = np.zeros(n_cells)
         np.maximum.at(largest, cell, w)
         w = w / largest[cell]  # neither formula knows the scale, and squares of raw weights may overflow
