@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from fastapi import Depends, FastAPI
 
 from service.adapters import telemetry as telemetry_adapter
-from service.adapters.bundles import load_all
+from service.adapters.bundles import cores, load_all
 from service.adapters.onnx_engine import installed_wheel
 from service.adapters.sql_store import SqlStore
 from service.adapters.telemetry import Telemetry
@@ -34,6 +34,7 @@ from service.api.bodies import Intake
 from service.api.envelope import Envelope
 from service.api.parameters import only_known_parameters
 from service.api.tokens import Tokens, may_predict
+from service.core.batcher import Capacity
 from service.core.exceptions import StateUnusable
 from service.core.monitor import Monitor
 from service.core.parts import Parts
@@ -60,6 +61,9 @@ _GUARDED: Final = (
     predictions.router,
     monitor.router,
 )
+
+# The time from a whole body to its answer, after which nobody is expected to wait.
+_DEADLINE_S: Final = 60.0
 
 # Bodies in flight: so many of the largest, and never less than this.
 _HELD_BODIES: Final = 8
@@ -132,8 +136,11 @@ async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[
         def heard(model: str, batch: BatchReport) -> None:
             telemetry.batch_ran(model, batch.items, batch.run_s)
 
+        capacity = Capacity(workers=cores())
+        telemetry.queue_limited_to(capacity.queue_items)
         loaded = load_all(
             settings.models_dir,
+            capacity=capacity,
             default=settings.model,
             provider=settings.provider,
             max_pixels=settings.max_pixels,
@@ -149,8 +156,17 @@ async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[
                     model.name, model.version.version, model.engine.provider, model is loaded.default
                 )
                 telemetry.watch_queue(model.name, lambda model=model: model.batcher.queued_items)
+            label_sets = {model.version.label_set for model in loaded.all()}
+            telemetry.watch_priors(lambda: [one for owner in label_sets for one in held_priors.all(owner)])
             telemetry.bundles_refused(len(loaded.refused))
-            predictor = Predictor(store, held_priors, _now, default_tau=settings.tau, record=settings.record)
+            predictor = Predictor(
+                store,
+                held_priors,
+                _now,
+                default_tau=settings.tau,
+                record=settings.record,
+                deadline_s=_DEADLINE_S,
+            )
             gc.collect()
             gc.freeze()  # what is loaded stays: later collections need not look at it
             _log.info("parts open", extra={"fields": {"runtime": wheel, "missing": loaded.missing}})

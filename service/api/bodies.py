@@ -121,7 +121,7 @@ def parse(model: type[Model], data: bytes) -> Model:
         where = shaped[0]["field"]
         raise Invalid(
             "unknown-field" if first["type"] == "extra_forbidden" else "invalid-field",
-            f"{where}: {shaped[0]['detail']}" if where else shaped[0]["detail"],
+            f"{where}: {shaped[0]['detail']}." if where else f"{shaped[0]['detail']}.",
             field=where,
             errors=shaped,
         ) from failure
