@@ -55,7 +55,7 @@ class Holdout:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A folder whose manifest and checksums hold. `version`: the first 16 hex digits of the manifest's sha256."""
+    """A folder whose manifest and checksums hold. `version`: the manifest's sha256, 16 digits."""
 
     folder: Path
     manifest: Manifest

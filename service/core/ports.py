@@ -1,0 +1,126 @@
+"""The parts that the core needs and does not know: engines and stores, by the least they must do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from service.core.records import (
+        FeedbackItem,
+        LabelledPredictions,
+        ModelVersion,
+        Prediction,
+        PriorVersion,
+        Receipt,
+        StoredPrediction,
+        Traffic,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class EngineOutput:
+    """What an engine answers for a batch of B images, K classes each, in the batch's order.
+
+    `indices` int64 and `scores` float32 are (B, K), best first, ties to the lower index; `log_partition` is
+    logsumexp(s / T), float32 (B,); `unadjusted_*` the same at tau = 0, one class each; `logits` is f,
+    float32 (B, L).
+    """
+
+    indices: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    log_partition: NDArray[np.float32]
+    unadjusted_index: NDArray[np.int64]
+    unadjusted_score: NDArray[np.float32]
+    unadjusted_log_partition: NDArray[np.float32]
+    logits: NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """Runs one bundle's network and ranks by per-row offsets. Usable once built; safe from many threads."""
+
+    @property
+    def provider(self) -> str:
+        """What truly runs it: cpu, cuda or tensorrt."""
+
+    def run(
+        self,
+        pixels: NDArray[np.uint8],
+        offsets: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        top_k: int,
+    ) -> EngineOutput:
+        """Answer a batch: pixels (B, H, W, C); image i is ranked by f + offsets[rows[i]], offsets (R, L).
+
+        Blocks the calling thread. Raises EngineError where the engine itself fails.
+        """
+
+
+class EngineError(Exception):
+    """The engine failed: no fault of the request."""
+
+
+class Clock(Protocol):
+    """Where the time comes from, so that a test can turn it."""
+
+    def __call__(self) -> datetime:
+        """The time now, in UTC."""
+
+
+class Store(Protocol):
+    """The service's memory. Every coroutine that changes it returns after the commit, or raises.
+
+    Raises service.core.exceptions.Unavailable where the disk does not take it.
+    """
+
+    async def register_model(self, model: ModelVersion, created: datetime) -> None:
+        """Keep what replay needs of this model version; harmless when it is there."""
+
+    async def model_versions(self, name: str) -> Sequence[ModelVersion]:
+        """Every version of this model ever loaded, the latest loaded last."""
+
+    async def record(self, predictions: Sequence[Prediction]) -> None:
+        """Keep predictions; they survive a kill of the process from here on."""
+
+    async def prediction(self, prediction_id: UUID) -> StoredPrediction | None:
+        """The prediction with its labels, or None."""
+
+    async def current_priors(self) -> Sequence[PriorVersion]:
+        """The current version of every name of every label set."""
+
+    async def prior_version(self, label_set: str, name: str, version: int) -> PriorVersion | None:
+        """One version of a name that is not deleted, or None."""
+
+    async def prior_versions(self, label_set: str, name: str) -> Sequence[PriorVersion]:
+        """All versions of a name that is not deleted, newest first; empty if there is none."""
+
+    async def add_prior(self, prior: PriorVersion, replaces: int | None) -> PriorVersion:
+        """Add a version if the current one is `replaces` (None: there is none); synced to disk.
+
+        The store gives the version number (`prior.version` is ignored): one above every number that the name
+        ever had. Raises Stale otherwise.
+        """
+
+    async def delete_prior(self, label_set: str, name: str, replaces: int) -> None:
+        """Delete a name whose current version is `replaces`; synced to disk. Raises Stale otherwise."""
+
+    async def learn(self, items: Sequence[FeedbackItem], received: datetime) -> Receipt:
+        """Attach labels in order; synced to disk. The same label again changes nothing."""
+
+    async def labelled(
+        self, model: ModelVersion, since: datetime | None, until: datetime | None
+    ) -> LabelledPredictions:
+        """The labelled predictions of one model version, by half-open times of prediction."""
+
+    async def traffic(self, model: ModelVersion, since: datetime | None, until: datetime | None) -> Traffic:
+        """The decisions of one model version, labelled or not, by half-open times of prediction."""
+
+    async def check_writable(self) -> None:
+        """Write and commit something small; raises Unavailable with the reason."""
