@@ -53,7 +53,10 @@ def new_trainee(network: nn.Module, recipe: Recipe, device: torch.device) -> Tra
     """Return the network on its device, in channels_last memory, with the recipe's optimiser."""
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed, plain = decayed_parameters(network)
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.SGD(
         groups, lr=recipe.peak_rate, momentum=recipe.momentum, nesterov=recipe.nesterov
     )

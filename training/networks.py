@@ -99,9 +99,6 @@ def count_weights(network: nn.Module) -> int:
 
 def decayed_parameters(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Return (weights of convolutions and linear layers, everything else): only the first get weight decay."""
-    decayed = [
-        layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)
-    ]
+    decayed = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     chosen = {id(parameter) for parameter in decayed}
     return decayed, [parameter for parameter in network.parameters() if id(parameter) not in chosen]
-

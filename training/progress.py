@@ -38,7 +38,9 @@ class Progress:
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("loss {task.fields[loss]:.3f}  {task.fields[images_per_s]:.0f} images/s"),
+            rich.progress.TextColumn(
+                "loss {task.fields[loss]:.3f}  {task.fields[images_per_s]:.0f} images/s"
+            ),
             rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
             console=self._console,
             disable=not self._console.is_terminal,
