@@ -1,6 +1,5 @@
-"""From a finished checkpoint to the bundle that serving loads: export, proof of parity, calibration, report."""
+"""From a finished checkpoint to the bundle that serving loads: export, parity, calibration, report."""
 
-import io
 import os
 import shlex
 from dataclasses import asdict
@@ -88,12 +87,23 @@ def write_bundle(
     network.to(device)
     trained = np.bincount(cut.trained.labels, minlength=n_classes)
     source_prior = prior_from_counts(trained)
-    logit_offset = make_loss(plan.loss, source_prior, plan.tau, device).logit_offset
+    loss = make_loss(plan.loss, source_prior, plan.tau, device)
     groups = groups_of(dataset.class_counts)
-    held = evaluate(network, cut.holdout.images, checkpoint.mean, checkpoint.std, device)
-    test = evaluate(network, dataset.test.images, checkpoint.mean, checkpoint.std, device)
-    fitted = calibrate(held, cut.holdout.labels, logit_offset, source_prior, groups)
-    test_curve = errors_at(GRID, test, dataset.test.labels, logit_offset, source_prior, groups)
+    held, test = (
+        evaluate(network, part.images, mean=checkpoint.mean, std=checkpoint.std, device=device)
+        for part in (cut.holdout, dataset.test)
+    )
+    fitted = calibrate(
+        held, cut.holdout.labels, logit_offset=loss.logit_offset, source_prior=source_prior, groups=groups
+    )
+    test_curve = errors_at(
+        GRID,
+        test,
+        dataset.test.labels,
+        logit_offset=loss.logit_offset,
+        source_prior=source_prior,
+        groups=groups,
+    )
     shown = {0.0, 1.0, fitted.tau, fitted.calibration.tau_by_error}
     manifest = Manifest(
         name=out.name,
@@ -103,7 +113,7 @@ def write_bundle(
             for label, count, seen in zip(dataset.class_labels, dataset.class_counts, trained, strict=True)
         ],
         source_prior=source_prior.tolist(),
-        logit_offset=logit_offset.tolist(),
+        logit_offset=loss.logit_offset.tolist(),
         temperature=fitted.temperature,
         tau=fitted.tau,
         tau_curve=fitted.tau_curve,
@@ -111,7 +121,7 @@ def write_bundle(
         input=ImageInput(height=size, width=size, mean=list(checkpoint.mean), std=list(checkpoint.std)),
         graph=GRAPH,
         network=plan.network,
-        loss=Loss(name=plan.loss, tau=make_loss(plan.loss, source_prior, plan.tau, device).tau),
+        loss=Loss(name=loss.name, tau=loss.tau),
         recipe=_recipe(checkpoint),
         dataset=_dataset_entry(plan, dataset, cut),
         calibration=fitted.calibration,
@@ -136,9 +146,8 @@ def write_bundle(
 
 
 def export_onnx(network: nn.Module, size: int) -> bytes:
-    """Return the network as one ONNX file: float32 `input` (batch, 3, size, size), normalised, to `logits`."""
+    """Return the network as one ONNX file: normalised float32 `input` (batch, 3, size, size) to `logits`."""
     network.eval()
-    buffer = io.BytesIO()
     program = torch.onnx.export(
         network,
         (torch.zeros(2, 3, size, size),),
@@ -152,16 +161,32 @@ def export_onnx(network: nn.Module, size: int) -> bytes:
     )
     if program is None:
         raise BundleError("torch exported nothing")
-    program.save(buffer, external_data=False)
-    model = onnx.load_from_string(buffer.getvalue())
+    model = program.model_proto
+    _forget_origins(model)
     model.ir_version = min(model.ir_version, _NEWEST_IR)
     onnx.checker.check_model(model)
     data: bytes = model.SerializeToString()
     return data
 
 
+def _forget_origins(model: onnx.ModelProto) -> None:
+    """Drop the exporter's notes: traces with the paths of the machine that trained."""
+    graph = model.graph
+    for part in (
+        model,
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+    ):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
 def check_parity(network: nn.Module, model: bytes, images: NDArray[np.uint8], checkpoint: Checkpoint) -> None:
-    """Compare ONNX Runtime with torch on real images at several batch sizes; raises BundleError if they part."""
+    """Hold ONNX Runtime to torch on real images at several batch sizes; raises BundleError if they part."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its import alone would write to the home folder
     import onnxruntime  # noqa: PLC0415
 
@@ -178,7 +203,7 @@ def check_parity(network: nn.Module, model: bytes, images: NDArray[np.uint8], ch
         allowed = _PARITY_TOLERANCE * max(1.0, float(np.abs(expected).max()))
         if answered.shape != expected.shape or not gap <= allowed:
             raise BundleError(
-                f"at batch {n} ONNX Runtime's logits differ from torch's by {gap:.2g}, more than {allowed:.2g}"
+                f"at batch {n} ONNX Runtime's logits differ from torch's by {gap:.2g}, over {allowed:.2g}"
             )
 
 

@@ -32,6 +32,7 @@ class Calibrated:
 def calibrate(
     logits: npt.NDArray[np.floating],
     labels: npt.NDArray[np.integer],
+    *,
     logit_offset: npt.NDArray[np.float64],
     source_prior: npt.NDArray[np.float64],
     groups: Sequence[Group],
@@ -73,6 +74,7 @@ def errors_at(
     taus: Sequence[float],
     logits: npt.NDArray[np.floating],
     labels: npt.NDArray[np.integer],
+    *,
     logit_offset: npt.NDArray[np.float64],
     source_prior: npt.NDArray[np.float64],
     groups: Sequence[Group],
@@ -117,8 +119,11 @@ def _manifest_points(curve: Sequence[tau.TauPoint]) -> list[TauPoint]:
     return [
         TauPoint(
             tau=point.tau,
-            balanced_error=Estimate(**_estimate(point.balanced)),
-            groups=[GroupEstimate(group=name, **_estimate(mean)) for name, mean in point.groups.items()],
+            balanced_error=Estimate.model_validate(_estimate(point.balanced)),
+            groups=[
+                GroupEstimate.model_validate({"group": name, **_estimate(mean)})
+                for name, mean in point.groups.items()
+            ],
         )
         for point in curve
     ]

@@ -56,7 +56,7 @@ def _fit(options: argparse.Namespace, progress: Progress) -> int:
     )
     if not options.resume:
         saved.unlink(missing_ok=True)
-    result = train(plan, dataset, cut, run_folder, device, progress)
+    result = train(plan, dataset, cut, run_folder, device=device, progress=progress)
     if isinstance(result, Stopped):
         progress.say(f"stopped after step {result.step}; the same command with --resume goes on")
         return 130

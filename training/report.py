@@ -1,4 +1,4 @@
-"""What a person reads about a bundle: the tau curve as a PNG and the model card, both made from the manifest."""
+"""What a person reads about a bundle: the tau curve as a PNG, and the model card."""
 
 import io
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def tau_curve_png(manifest: Manifest, test_curve: Sequence[TauPoint]) -> bytes:
     figure.legend(handles, names, loc="outside lower center", ncols=6, frameon=False)
     figure.suptitle(manifest.name)
     buffer = io.BytesIO()
-    canvas.print_png(buffer)
+    canvas.print_png(buffer)  # type: ignore[no-untyped-call]
     return buffer.getvalue()
 
 
@@ -49,8 +49,8 @@ def model_card(manifest: Manifest, command: str | None = None) -> str:
         f" with the {_loss_words(manifest)} loss.",
         "",
         f"- **Images**: {_number(data.train_images)} trained on, {_number(data.holdout_images)} held out,"
-        f" {_number(data.test_images)} to test; {counts.max():,} in the largest class, {counts.min():,} in the"
-        f" smallest, {few} classes with few.",
+        f" {_number(data.test_images)} to test; {counts.max():,} in the largest class, {counts.min():,}"
+        f" in the smallest, {few} classes with few.",
         f"- **Input**: {manifest.input.height} x {manifest.input.width} {manifest.input.colour}, mean"
         f" {manifest.input.mean}, deviation {manifest.input.std} (of pixels from 0 to 1).",
         f"- **Seed** {manifest.seed}, commit {manifest.git_commit or 'unknown'}, made"
@@ -123,8 +123,8 @@ def _decision_words(manifest: Manifest) -> list[str]:
         over = f"{fit.images:,} held-out images of {fit.classes} of the {len(manifest.classes)} classes"
         edge = " (the end of the grid: the best may lie beyond)" if fit.tau_at_edge else ""
         lines.append(
-            f"Temperature {manifest.temperature:.3f} ({fit.temperature}) and tau* = {manifest.tau:g}{edge}, the"
-            f" least class-mean log loss, come from {over}; the least error there is at tau ="
+            f"Temperature {manifest.temperature:.3f} ({fit.temperature}) and tau* = {manifest.tau:g}{edge},"
+            f" the least class-mean log loss, come from {over}; the least error there is at tau ="
             f" {fit.tau_by_error:g}."
         )
     else:
