@@ -1,0 +1,229 @@
+"""One training run as a folder, runs/NAME: checkpoint, logs, and the loop between them."""
+
+import csv
+import math
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+
+from training import checkpoint as checkpoints
+from training.checkpoint import Checkpoint, Machine, Plan
+from training.data import Dataset, Split, channel_statistics
+from training.exceptions import RunError
+from training.loop import (
+    Trainee,
+    TrainingData,
+    fit,
+    has_bf16,
+    new_trainee,
+    seed_weights,
+    steps_per_epoch,
+)
+from training.losses import Loss, make_loss
+from training.networks import count_weights, make_network
+from training.progress import Progress
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The run was interrupted after this many steps; its checkpoint is on disk."""
+
+    step: int
+
+
+def train(
+    plan: Plan, dataset: Dataset, split: Split, folder: Path, device: torch.device, progress: Progress
+) -> Checkpoint | Stopped:
+    """Train what the plan says in the run folder, from its checkpoint if there is one, and log as it goes.
+
+    After each epoch, and on the first Ctrl-C or SIGTERM, the checkpoint is replaced whole. Raises RunError.
+    """
+    source_prior = np.bincount(split.trained.labels, minlength=len(dataset.class_labels)) / len(split.trained)
+    loss = make_loss(plan.loss, source_prior, plan.tau, device)
+    seed_weights(plan.seed)
+    trainee = new_trainee(make_network(plan.network, len(dataset.class_labels)), plan.recipe, device)
+    start = _starting_point(plan, dataset, split, device)
+    _check_disk(folder, count_weights(trainee.network))
+    if (folder / checkpoints.FILE).exists():
+        start = _resumed(start, folder / checkpoints.FILE, trainee, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    data = TrainingData(
+        torch.from_numpy(split.trained.images).to(device),
+        torch.from_numpy(split.trained.labels).to(device),
+        torch.tensor(start.mean, device=device),
+        torch.tensor(start.std, device=device),
+    )
+    with progress.showing(start, folder), _interruptions() as interrupted:
+        for now in _checkpointed(plan, trainee, data, loss, start, folder, progress, interrupted):
+            start = now
+    return start if start.finished else Stopped(start.step)
+
+
+def _checkpointed(
+    plan: Plan,
+    trainee: Trainee,
+    data: TrainingData,
+    loss: Loss,
+    start: Checkpoint,
+    folder: Path,
+    progress: Progress,
+    interrupted: list[int],
+) -> Iterator[Checkpoint]:
+    """Run the loop; write and yield a checkpoint after each epoch, at the end, and when interrupted."""
+    epoch_steps = steps_per_epoch(len(data.images), plan.recipe.batch_size)
+    history, seconds = list(start.history), start.seconds
+    total, steps, images, since = torch.zeros((), device=data.images.device), 0, 0, time.monotonic()
+    for record in fit(trainee, data, loss, plan.recipe, start.total_steps, plan.seed):
+        total, steps, images = total + record.loss, steps + 1, images + record.images
+        progress.step(record, steps, total)
+        if not (record.step % epoch_steps == 0 or record.step == start.total_steps or interrupted):
+            continue
+        mean_loss, elapsed = float(total) / steps, time.monotonic() - since
+        if not math.isfinite(mean_loss):
+            raise RunError(
+                f"the loss is no longer finite at step {record.step}; the checkpoint before it is kept,"
+                f" try a recipe with a smaller learning rate than {plan.recipe.peak_rate}"
+            )
+        seconds += elapsed
+        history.append(
+            {
+                "epoch": record.step / epoch_steps,
+                "step": record.step,
+                "loss": mean_loss,
+                "rate": record.rate,
+                "images_per_s": images / elapsed,
+                "seconds": seconds,
+            }
+        )
+        now = _at(start, trainee, seconds, history)
+        checkpoints.save(now, folder / checkpoints.FILE)
+        _write_log(history, folder / "log.csv")
+        progress.epoch(history[-1])
+        yield now
+        if interrupted:
+            return
+        total, steps, images, since = torch.zeros_like(total), 0, 0, time.monotonic()
+
+
+def _starting_point(plan: Plan, dataset: Dataset, split: Split, device: torch.device) -> Checkpoint:
+    mean, std = channel_statistics(split.trained.images)
+    epoch_steps = steps_per_epoch(len(split.trained), plan.recipe.batch_size)
+    total_steps = plan.steps if plan.steps is not None else (plan.epochs or plan.recipe.epochs) * epoch_steps
+    return Checkpoint(
+        plan=plan,
+        machine=Machine(device.type, torch.get_num_threads(), str(torch.__version__), has_bf16(device)),
+        data_fingerprint=dataset.fingerprint(),
+        mean=mean,
+        std=std,
+        git_commit=_git_commit(),
+        step=0,
+        total_steps=total_steps,
+        seconds=0.0,
+        network={},
+        optimizer={},
+    )
+
+
+def _resumed(fresh: Checkpoint, path: Path, trainee: Trainee, progress: Progress) -> Checkpoint:
+    """Put the saved state into the trainee and return it as the new start. Raises RunError if it differs."""
+    saved = checkpoints.load(path)
+    differing = checkpoints.differences(saved.plan, fresh.plan)
+    if differing:
+        raise RunError(f"{path} is a run of another recipe: {'; '.join(differing)}")
+    if saved.data_fingerprint != fresh.data_fingerprint:
+        raise RunError(f"{path} was trained on other images or labels than those found now")
+    for name in ("device", "threads", "torch", "bf16"):
+        before, now = getattr(saved.machine, name), getattr(fresh.machine, name)
+        if before != now:
+            progress.say(
+                f"resumed with {name} {now} instead of {before}: the weights may differ in the last bits"
+            )
+    trainee.network.load_state_dict(saved.network)
+    trainee.optimizer.load_state_dict(saved.optimizer)
+    trainee.step = saved.step
+    return saved
+
+
+def _at(start: Checkpoint, trainee: Trainee, seconds: float, history: list[dict[str, float]]) -> Checkpoint:
+    return Checkpoint(
+        plan=start.plan,
+        machine=start.machine,
+        data_fingerprint=start.data_fingerprint,
+        mean=start.mean,
+        std=start.std,
+        git_commit=start.git_commit,
+        step=trainee.step,
+        total_steps=start.total_steps,
+        seconds=seconds,
+        network=trainee.network.state_dict(),
+        optimizer=trainee.optimizer.state_dict(),
+        history=list(history),
+    )
+
+
+@contextmanager
+def _interruptions() -> Iterator[list[int]]:
+    """Collect the first Ctrl-C or SIGTERM instead of raising it amid a step; the second acts at once."""
+    seen: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write_log(history: list[dict[str, float]], path: Path) -> None:
+    """Write the whole log anew: a resumed run never holds an epoch twice."""
+    scratch = path.with_suffix(".tmp")
+    with scratch.open("w", newline="") as file:
+        rows = csv.DictWriter(file, fieldnames=list(history[0]))
+        rows.writeheader()
+        rows.writerows(history)
+    scratch.replace(path)
+
+
+def _check_disk(folder: Path, n_weights: int) -> None:
+    """Refuse a run whose checkpoints (weights and momentum, old and new at once) and bundle cannot fit."""
+    needed = n_weights * 4 * 6 + 20 * 2**20
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise RunError(
+            f"the disk under {existing} has {free / 2**20:.0f} MiB left; the checkpoints and the bundle of this"
+            f" run need {needed / 2**20:.0f}"
+        )
+
+
+def _git_commit() -> str | None:
+    """Return the commit of this source tree, marked if the tree has changes, or None outside git."""
+    root = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changes = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("-changed" if changes else "")

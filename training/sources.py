@@ -1,0 +1,44 @@
+"""From the name of a data set to its images: the one list of what `--dataset` may say."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from training.checkpoint import Source
+from training.cifar import read_cifar
+from training.data import Dataset
+from training.exceptions import DataError
+from training.npz import read_npz
+from training.shapes import draw_shapes
+
+
+def read(source: Source) -> Dataset:
+    """Read the data set. Raises DataError for one that is unknown, missing, empty or corrupt."""
+    try:
+        reader = DATASETS[source.dataset]
+    except KeyError:
+        raise DataError(f"unknown data set '{source.dataset}'; known are {', '.join(DATASETS)}") from None
+    return reader(source)
+
+
+def _cifar(source: Source) -> Dataset:
+    return read_cifar(source.dataset, _path(source.data_dir), source.profile, source.imbalance_ratio)
+
+
+def _npz(source: Source) -> Dataset:
+    return read_npz(_path(source.train_file), _path(source.test_file))
+
+
+def _shapes(source: Source) -> Dataset:
+    return draw_shapes(source.profile, source.imbalance_ratio)
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+DATASETS: dict[str, Callable[[Source], Dataset]] = {
+    "cifar10-lt": _cifar,
+    "cifar100-lt": _cifar,
+    "npz": _npz,
+    "shapes-lt": _shapes,
+}
