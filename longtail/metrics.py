@@ -186,6 +186,14 @@ def checked_labels(labels: npt.ArrayLike, n_classes: int) -> Ints:
     return truth.astype(np.int64)
 
 
+def checked_weights(weights: npt.ArrayLike, n: int) -> Floats:
+    """Return weights as float64 (N,), finite and above zero; ValueError otherwise."""
+    w = np.asarray(weights, dtype=np.float64)
+    if w.shape != (n,) or not np.isfinite(w).all() or (w <= 0).any():
+        raise ValueError("One weight for each label is needed, finite and above zero.")
+    return w
+
+
 def _wrong(truth: Ints, predicted: npt.ArrayLike, n_classes: int) -> npt.NDArray[np.bool_]:
     decided = checked_labels(predicted, n_classes)
     if len(truth) != len(decided):
@@ -201,9 +209,7 @@ def _weighted_errors(
     if weights is None:
         w = np.ones(len(cell))
     else:
-        w = np.asarray(weights, dtype=np.float64)
-        if w.shape != cell.shape or not np.isfinite(w).all() or (w <= 0).any():
-            raise ValueError("One weight for each label is needed, finite and above zero.")
+        w = checked_weights(weights, len(cell))
         largest = np.zeros(n_cells)
         np.maximum.at(largest, cell, w)
         w = w / largest[cell]  # neither formula knows the scale, and squares of raw weights may overflow
