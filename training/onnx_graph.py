@@ -1,19 +1,19 @@
 """A person's ONNX file brought to the one form that bundles hold, or refused in one sentence.
 
-That form: one file, opset 13 to 20, IR at most 10, one float32 input [batch, ...] of a fixed image size and one
-float32 output [batch, classes]. No torch here: the file may come from anywhere.
+That form: one file, opset 13 to 20, IR at most 10, one float32 input [batch, ...] of a fixed image size and
+one float32 output [batch, classes]. No torch here: the file may come from anywhere.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import onnx
 import onnx.inliner
 import onnx.version_converter
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from training.exceptions import TrainingError
@@ -30,7 +30,11 @@ _OLDEST_OPSET: Final = 13
 _NEWEST_OPSET: Final = 20
 _IR: Final = 10
 _MAX_BYTES: Final = 2**31 - 1  # one protobuf message holds no more
-_INPUT_TYPES: Final = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.UINT8: "uint8"}
+_INPUT_TYPES: Final = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.FLOAT16: "float16",
+    TensorProto.UINT8: "uint8",
+}
 _PASSING: Final = ("Identity", "Cast", "Dropout")  # what may stand between a Softmax and the output
 
 
@@ -65,7 +69,9 @@ def read_graph(path: Path) -> ModelProto:
     except DecodeError as failure:
         raise GraphError(f"{path} is not an ONNX file") from failure
     except (onnx.checker.ValidationError, ValueError) as failure:
-        raise GraphError(f"{path}: the weights beside it cannot be taken in: {first_line(failure)}") from failure
+        raise GraphError(
+            f"{path}: the weights beside it cannot be taken in: {first_line(failure)}"
+        ) from failure
     if not model.graph.node:
         raise GraphError(f"{path} is not an ONNX file, or holds no graph")
     if model.ByteSize() > _MAX_BYTES:
@@ -100,7 +106,9 @@ def read_signature(
     found = layout or _layout(dims)
     channels, height, width = (dims[1], dims[2], dims[3]) if found == "NCHW" else (dims[3], dims[1], dims[2])
     if channels not in (1, 3):
-        raise GraphError(f"the input has {channels or 'an open number of'} channels in layout {found}; 1 or 3 go")
+        raise GraphError(
+            f"the input has {channels or 'an open number of'} channels in layout {found}; 1 or 3 go"
+        )
     if size is None and (height is None or width is None):
         raise GraphError("the graph takes images of any size; say which with --input-size HEIGHTxWIDTH")
     for mine, given in zip((height, width), size or (height, width), strict=True):
@@ -115,7 +123,7 @@ def read_signature(
 
 def output_name(model: ModelProto, wanted: str | None) -> str:
     """Return the name of the output to serve; `wanted` where there are several. Raises GraphError."""
-    names = [value.name for value in model.graph.output]
+    names: list[str] = [value.name for value in model.graph.output]
     if wanted is not None:
         if wanted not in names:
             raise GraphError(f"--output {wanted}: the graph's outputs are {', '.join(names)}")
@@ -139,10 +147,10 @@ def without_softmax(model: ModelProto, output: str) -> str | None:
             "the graph ends in a Sigmoid: its classes do not exclude each other; export logits of one"
             " softmax over all classes"
         )
-    return node.input[0] if node is not None and node.op_type == "Softmax" else None
+    return str(node.input[0]) if node is not None and node.op_type == "Softmax" else None
 
 
-def standardised(model: ModelProto, signature: Signature, output: str, answer: NDArray[np.generic]) -> ModelProto:
+def standardised(model: ModelProto, signature: Signature, output: str, answer: NDArray[Any]) -> ModelProto:
     """Return a copy in the form that bundles hold, its one output the tensor `output`. Raises GraphError.
 
     `answer` is what the original gives at that tensor, to know its type and shape by. The result is a claim,
@@ -173,13 +181,20 @@ def _layout(dims: list[int | None]) -> Layout:
     """Tell the layout by where the 1 or 3 channels stand."""
     first, last = dims[1] in (1, 3), dims[3] in (1, 3)
     if first == last:
-        raise GraphError(f"the input's shape {dims} does not say where the channels are; say so with --layout")
+        raise GraphError(
+            f"the input's shape {dims} does not say where the channels are; say so with --layout"
+        )
     return "NCHW" if first else "NHWC"
 
 
 def _check_finite(model: ModelProto) -> None:
     for name, tensor in _constants(model.graph):
-        if tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16):
+        if tensor.data_type in (
+            TensorProto.FLOAT,
+            TensorProto.FLOAT16,
+            TensorProto.DOUBLE,
+            TensorProto.BFLOAT16,
+        ):
             values = numpy_helper.to_array(tensor)
             if not np.isfinite(values.astype(np.float64)).all():
                 raise GraphError(f"the weights '{name}' hold NaN or infinity")
@@ -248,7 +263,7 @@ def _used_by(node: NodeProto) -> set[str]:
 
 
 def _take_and_give_float32(
-    graph: onnx.GraphProto, signature: Signature, output: str, answer: NDArray[np.generic]
+    graph: onnx.GraphProto, signature: Signature, output: str, answer: NDArray[Any]
 ) -> None:
     """Cast at both ends where the graph speaks another type, and flatten (batch, classes, 1, 1) to rows."""
     nodes, tensors = list(graph.node), {name for node in graph.node for name in (*node.input, *node.output)}
@@ -256,7 +271,9 @@ def _take_and_give_float32(
     shape = [dim.dim_value or dim.dim_param for dim in graph.input[0].type.tensor_type.shape.dim]
     if signature.dtype != "float32":
         taken = _fresh("pixels", tensors)
-        nodes.insert(0, helper.make_node("Cast", [taken], [signature.input], to=_type_number(signature.dtype)))
+        nodes.insert(
+            0, helper.make_node("Cast", [taken], [signature.input], to=_type_number(signature.dtype))
+        )
     if answer.ndim > 2:
         rows = _fresh("rows", tensors)
         nodes.append(helper.make_node("Flatten", [given], [rows], axis=1))
@@ -274,7 +291,7 @@ def _take_and_give_float32(
 def _set_ends(
     graph: onnx.GraphProto, takes: tuple[str, int, list[int | str]], gives: tuple[str, int, list[int | str]]
 ) -> None:
-    """Leave one input and one output: (name, type, shape) each. Weights listed as inputs, as of old, go too."""
+    """Leave one input and one output: (name, type, shape) each. Weights listed as inputs go too."""
     del graph.input[:], graph.output[:], graph.value_info[:]  # value_info has shapes with the old batch
     graph.input.append(helper.make_tensor_value_info(*takes))
     graph.output.append(helper.make_tensor_value_info(*gives))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnx
@@ -57,7 +57,7 @@ class Runner:
         self._outputs = list(outputs)
         self._batch = batch
 
-    def run(self, images: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+    def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
         """Return each output for a batch that the graph takes as it is. Raises GraphError."""
         try:
             answers = self._session.run(self._outputs, {self._input: images})
@@ -69,8 +69,8 @@ class Runner:
             raise GraphError("the graph's output is no tensor; it must be logits [batch, classes]")
         return list(answers)
 
-    def one_by_one(self, images: NDArray[np.generic]) -> list[NDArray[np.generic]]:
-        """Return each output with every image run by itself (repeated to the fixed batch, where there is one)."""
+    def one_by_one(self, images: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return each output with every image run by itself, repeated to the fixed batch if there is one."""
         rows = [self.run(np.repeat(images[i : i + 1], self._batch or 1, axis=0)) for i in range(len(images))]
         for answers in rows:
             for answer in answers:
@@ -82,10 +82,11 @@ class Runner:
         return [np.concatenate([answers[i][:1] for answers in rows]) for i in range(len(self._outputs))]
 
 
-def network_input(pixels: NDArray[np.uint8], spec: ImageInput, dtype: str = "float32") -> NDArray[np.generic]:
+def network_input(pixels: NDArray[np.uint8], spec: ImageInput, dtype: str = "float32") -> NDArray[Any]:
     """Return uint8 images (B, H, W, C) as the network takes them: (p * scale - mean) / std, in its layout."""
     images = pixels[:, :, :, ::-1] if spec.colour == "BGR" else pixels
-    scaled = (images.astype(np.float32) * np.float32(spec.scale) - np.float32(spec.mean)) / np.float32(spec.std)
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
+    scaled = (images.astype(np.float32) * np.float32(spec.scale) - mean) / std
     ordered = scaled.transpose(0, 3, 1, 2) if spec.layout == "NCHW" else scaled
     return np.ascontiguousarray(ordered.astype(dtype))
 
@@ -96,16 +97,19 @@ def probes(spec: ImageInput, n: int = max(BATCHES)) -> NDArray[np.uint8]:
     coarse = rng.integers(0, 256, (n, 4, 4, spec.channels), dtype=np.uint8)
     down, across = np.arange(spec.height) * 4 // spec.height, np.arange(spec.width) * 4 // spec.width
     grain = rng.integers(-32, 33, (n, spec.height, spec.width, spec.channels))
-    return np.clip(coarse[:, down][:, :, across].astype(np.int64) + grain, 0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.clip(
+        coarse[:, down][:, :, across].astype(np.int64) + grain, 0, 255
+    ).astype(np.uint8)
+    return pixels
 
 
-def check_batches(runner: Runner, images: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
+def check_batches(runner: Runner, images: NDArray[Any], expected: NDArray[Any]) -> float:
     """Hold the graph at batches of 1, 3 and 32 to the answers `expected`; return the largest difference.
 
     Raises GraphError where a batch fails, or changes an answer by more than rounding does.
     """
     scale = max(1.0, float(np.abs(expected).max()))
-    allowed = scale * (2e-2 if images.dtype == np.float16 or expected.dtype == np.float16 else 1e-4)
+    allowed = scale * (2e-2 if np.float16 in (images.dtype, expected.dtype) else 1e-4)
     worst = 0.0
     for batch in BATCHES:
         rows = np.concatenate([runner.run(part)[0] for part in _cut(images, batch)])
@@ -124,5 +128,5 @@ def check_batches(runner: Runner, images: NDArray[np.generic], expected: NDArray
     return worst
 
 
-def _cut(images: NDArray[np.generic], batch: int) -> Iterator[NDArray[np.generic]]:
+def _cut(images: NDArray[Any], batch: int) -> Iterator[NDArray[Any]]:
     return (images[start : start + batch] for start in range(0, len(images), batch))
