@@ -1,8 +1,8 @@
 """Random crops and flips of a whole batch in one gather, on whatever device the images lie."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 
 def crop_and_flip(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
@@ -16,7 +16,7 @@ def crop_and_flip(images: Tensor, padding: int, generator: torch.Generator) -> T
     def draw(high: int) -> Tensor:
         return torch.randint(high, (n, 1), generator=generator, device=device)
 
-    padded = F.pad(images, (0, 0, padding, padding, padding, padding))
+    padded = functional.pad(images, (0, 0, padding, padding, padding, padding))
     rows = draw(2 * padding + 1) + torch.arange(height, device=device)
     columns = torch.arange(width, device=device).expand(n, -1)
     columns = draw(2 * padding + 1) + torch.where(draw(2) == 1, columns.flip(1), columns)

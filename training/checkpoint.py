@@ -1,4 +1,4 @@
-"""What a run keeps on disk: enough to go on after a kill as if nothing had happened, and to write the bundle."""
+"""What a run keeps on disk: enough to go on after a kill as if nothing had been, and to write the bundle."""
 
 import os
 import pickle
@@ -116,7 +116,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def differences(old: Plan, new: Plan) -> list[str]:
-    """Return, in words, what two plans disagree about. Where the images lie may change; what they are may not."""
+    """Return, in words, what two plans disagree about; where the images lie may change."""
     before, after = _flat(asdict(old)), _flat(asdict(new))
     return [
         f"{name} was {before[name]}, now {after[name]}"

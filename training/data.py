@@ -1,5 +1,6 @@
-"""Labelled images in memory, and the two cuts that everything later depends on: the long tail and the held-out
-split. The readers of single data sets are in cifar.py, npz.py, imagefolder.py and shapes.py.
+"""Labelled images in memory, and the two cuts that everything later depends on: long tail and held-out split.
+
+The readers of single data sets are in cifar.py, npz.py, imagefolder.py and shapes.py.
 """
 
 import hashlib
@@ -65,7 +66,7 @@ class Dataset:
         digest = hashlib.sha256("\0".join(self.class_labels).encode())
         for part in (self.train, self.test, self.holdout):
             if part is not None:
-                digest.update(np.ascontiguousarray(part.images))
+                digest.update(np.ascontiguousarray(part.images).data)
                 digest.update(part.labels.astype("<i8").tobytes())
         return digest.hexdigest()
 

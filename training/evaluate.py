@@ -12,6 +12,7 @@ from training.augment import normalise
 def evaluate(
     network: nn.Module,
     images: NDArray[np.uint8],
+    *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     device: torch.device,

@@ -1,4 +1,4 @@
-"""What can be wrong with a user's request to train, so that one place can turn it into one line and exit code 2.
+"""What can be wrong with a request to train, so that one place turns it into one line and exit code 2.
 
 TrainingError
 ├── DataError        a data set that is unknown, missing, empty or corrupt

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from bundle.manifest import NAME_PATTERN
 from training import checkpoint as checkpoints
+from training.bundling import write_bundle
 from training.checkpoint import Plan, Source
 from training.data import PROFILES, split
 from training.exceptions import RunError, TrainingError
@@ -55,10 +56,12 @@ def _fit(options: argparse.Namespace, progress: Progress) -> int:
     )
     if not options.resume:
         saved.unlink(missing_ok=True)
-    result = train(plan, dataset, cut, run_folder, device, progress)
+    result = train(plan, dataset, cut, run_folder, device=device, progress=progress)
     if isinstance(result, Stopped):
         progress.say(f"stopped after step {result.step}; the same command with --resume goes on")
         return 130
+    bundle = write_bundle(result, dataset, cut, out, device, force=options.force)
+    print(f"{out} version {bundle.version}")
     return 0
 
 

@@ -53,7 +53,10 @@ def new_trainee(network: nn.Module, recipe: Recipe, device: torch.device) -> Tra
     """Return the network on its device, in channels_last memory, with the recipe's optimiser."""
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed, plain = decayed_parameters(network)
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.SGD(
         groups, lr=recipe.peak_rate, momentum=recipe.momentum, nesterov=recipe.nesterov
     )
@@ -61,7 +64,7 @@ def new_trainee(network: nn.Module, recipe: Recipe, device: torch.device) -> Tra
 
 
 def fit(
-    trainee: Trainee, data: TrainingData, loss: Loss, recipe: Recipe, total_steps: int, seed: int
+    trainee: Trainee, data: TrainingData, loss: Loss, recipe: Recipe, *, total_steps: int, seed: int
 ) -> Iterator[StepRecord]:
     """Train up to `total_steps`, yielding after every step; stop iterating to stop, call again to go on.
 
@@ -118,7 +121,7 @@ def choose_device(name: str) -> torch.device:
 def has_bf16(device: torch.device) -> bool:
     """Say whether bfloat16 is faster than float32 here: on a GPU that has it, or AVX512_BF16 or AMX."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 

@@ -1,8 +1,8 @@
 """The losses, and what each leaves behind: the offset that makes its logits calibrated to the training prior.
 
 A loss is a function of logits, labels and named priors. `Loss` closes one over its priors for the training
-loop, beside the `logit_offset` that the bundle must carry so that nothing is adjusted twice. Another loss is a
-function here and an entry in `LOSSES`.
+loop, beside the `logit_offset` that the bundle must carry so that nothing is adjusted twice. Another loss is
+a function here and an entry in `LOSSES`.
 """
 
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from training.exceptions import RunError
 
@@ -43,7 +43,7 @@ def make_loss(name: str, source_prior: Prior, tau: float | None, device: torch.d
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean softmax cross-entropy (Menon et al., 2021, eq. 1). Leaves logit_offset 0."""
-    return F.cross_entropy(logits.float(), labels)
+    return functional.cross_entropy(logits.float(), labels)
 
 
 def logit_adjusted(logits: Tensor, labels: Tensor, source_prior: Tensor, tau: float) -> Tensor:
@@ -52,7 +52,7 @@ def logit_adjusted(logits: Tensor, labels: Tensor, source_prior: Tensor, tau: fl
     The cross-entropy of f + tau log pi. Leaves logit_offset tau log pi: the loss makes that sum, not f,
     calibrated to pi. At tau = 1 the argmax of f itself minimises the balanced error.
     """
-    return F.cross_entropy(logits.float() + tau * source_prior.log(), labels)
+    return functional.cross_entropy(logits.float() + tau * source_prior.log(), labels)
 
 
 def _cross_entropy_loss(source_prior: Prior, tau: float | None, device: torch.device) -> Loss:  # noqa: ARG001

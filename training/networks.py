@@ -5,9 +5,9 @@ He et al. (2016), section 4.2, for CIFAR; torchvision's ResNets for larger image
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional
 
 from training.exceptions import RunError
 
@@ -50,7 +50,7 @@ class CifarResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, n_classes)."""
-        features: Tensor = self.blocks(F.relu(self.stem_norm(self.stem(images))))
+        features: Tensor = self.blocks(functional.relu(self.stem_norm(self.stem(images))))
         logits: Tensor = self.head(features.mean((2, 3)))
         return logits
 
@@ -68,13 +68,13 @@ class _BasicBlock(nn.Module):
         self.new_channels = width - channels
 
     def forward(self, features: Tensor) -> Tensor:
-        out = F.relu(self.first_norm(self.first(features)))
+        out = functional.relu(self.first_norm(self.first(features)))
         out = self.second_norm(self.second(out))
         if self.stride == 1:
-            return F.relu(out + features)
+            return functional.relu(out + features)
         shortcut = features[:, :, :: self.stride, :: self.stride]
         half = self.new_channels // 2
-        return F.relu(out + F.pad(shortcut, (0, 0, 0, 0, half, self.new_channels - half)))
+        return functional.relu(out + functional.pad(shortcut, (0, 0, 0, 0, half, self.new_channels - half)))
 
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
@@ -98,10 +98,7 @@ def count_weights(network: nn.Module) -> int:
 
 
 def decayed_parameters(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Return (weights of convolutions and linear layers, everything else): only the first get weight decay."""
-    decayed = [
-        layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)
-    ]
+    """Return (weights of convolutions and linear layers, the rest): only the first get weight decay."""
+    decayed = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     chosen = {id(parameter) for parameter in decayed}
     return decayed, [parameter for parameter in network.parameters() if id(parameter) not in chosen]
-

@@ -33,7 +33,7 @@ def read_npz(train_file: Path | None, test_file: Path | None) -> Dataset:
         class_labels=labels,
         train=train,
         test=test,
-        note=f"prepared archives {train_file.name} ({len(train):,} images) and {test_file.name} ({len(test):,})",
+        note=f"prepared archives: {train_file.name}, {len(train):,} images; {test_file.name}, {len(test):,}",
     )
 
 

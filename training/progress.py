@@ -1,4 +1,4 @@
-"""How a person follows a run: a bar on a terminal, a line an epoch elsewhere, TensorBoard beside the checkpoint."""
+"""How a person follows a run: a bar on a terminal, a line an epoch elsewhere, and TensorBoard."""
 
 import sys
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import rich.progress
+import torch
 from rich.console import Console
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -38,7 +39,9 @@ class Progress:
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
             rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("loss {task.fields[loss]:.3f}  {task.fields[images_per_s]:.0f} images/s"),
+            rich.progress.TextColumn(
+                "loss {task.fields[loss]:.3f}  {task.fields[images_per_s]:.0f} images/s"
+            ),
             rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
             console=self._console,
             disable=not self._console.is_terminal,
@@ -46,18 +49,16 @@ class Progress:
         self._task = self._bar.add_task(
             "training", total=start.total_steps, completed=start.step, loss=float("nan"), images_per_s=0.0
         )
-        self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
-            folder / "tensorboard", purge_step=start.step + 1
-        )
+        self._writer = SummaryWriter(folder / "tensorboard", purge_step=start.step + 1)
         try:
             with self._bar:
                 yield
         finally:
-            self._writer.close()  # type: ignore[no-untyped-call]
+            self._writer.close()
             self._bar = self._writer = None
 
-    def step(self, record: StepRecord, steps: int, total_loss: Tensor) -> None:
-        """Move the bar; `total_loss` is the sum over the last `steps` steps."""
+    def step(self, record: StepRecord, losses: list[Tensor]) -> None:
+        """Move the bar; `losses` are those of the epoch so far."""
         if self._bar is None or self._bar.disable:
             return
         if record.step % _BAR_EVERY == 0:
@@ -65,7 +66,7 @@ class Progress:
             self._bar.update(
                 self._task,
                 completed=record.step,
-                loss=float(total_loss) / steps,
+                loss=float(torch.stack(losses[-50:]).mean()),
                 images_per_s=speed * record.images,
             )
 
@@ -74,8 +75,8 @@ class Progress:
         step = int(row["step"])
         if self._writer is not None:
             for name in ("loss", "rate", "images_per_s"):
-                self._writer.add_scalar(name, row[name], step)  # type: ignore[no-untyped-call]
-            self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, row[name], step)
+            self._writer.flush()
         if not self._console.is_terminal:
             left = (self._total_steps - step) * row["seconds"] / step
             self.say(

@@ -46,6 +46,5 @@ PAPER_IMAGENET = Recipe("paper-imagenet", 90, 512, 0.4, 5 / 90, (), 5e-4)
 PAPER_INATURALIST = Recipe("paper-inaturalist", 90, 1024, 0.4, 5 / 90, (), 1e-4)
 
 RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (COSINE, PAPER, PAPER_256, PAPER_200, PAPER_IMAGENET, PAPER_INATURALIST)
+    recipe.name: recipe for recipe in (COSINE, PAPER, PAPER_256, PAPER_200, PAPER_IMAGENET, PAPER_INATURALIST)
 }

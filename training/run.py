@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -20,6 +20,7 @@ from training.checkpoint import Checkpoint, Machine, Plan
 from training.data import Dataset, Split, channel_statistics
 from training.exceptions import RunError
 from training.loop import (
+    StepRecord,
     Trainee,
     TrainingData,
     fit,
@@ -28,7 +29,7 @@ from training.loop import (
     seed_weights,
     steps_per_epoch,
 )
-from training.losses import Loss, make_loss
+from training.losses import make_loss
 from training.networks import count_weights, make_network
 from training.progress import Progress
 
@@ -41,7 +42,7 @@ class Stopped:
 
 
 def train(
-    plan: Plan, dataset: Dataset, split: Split, folder: Path, device: torch.device, progress: Progress
+    plan: Plan, dataset: Dataset, split: Split, folder: Path, *, device: torch.device, progress: Progress
 ) -> Checkpoint | Stopped:
     """Train what the plan says in the run folder, from its checkpoint if there is one, and log as it goes.
 
@@ -63,55 +64,50 @@ def train(
         torch.tensor(start.std, device=device),
     )
     with progress.showing(start, folder), _interruptions() as interrupted:
-        for now in _checkpointed(plan, trainee, data, loss, start, folder, progress, interrupted):
-            start = now
+        steps = fit(trainee, data, loss, plan.recipe, total_steps=start.total_steps, seed=plan.seed)
+        epoch_steps = steps_per_epoch(len(split.trained), plan.recipe.batch_size)
+        for row in _rows(steps, epoch_steps, start, progress, interrupted):
+            start = _at(start, trainee, row)
+            checkpoints.save(start, folder / checkpoints.FILE)
+            _write_log(start.history, folder / "log.csv")
+            progress.epoch(row)
     return start if start.finished else Stopped(start.step)
 
 
-def _checkpointed(
-    plan: Plan,
-    trainee: Trainee,
-    data: TrainingData,
-    loss: Loss,
+def _rows(
+    steps: Iterator[StepRecord],
+    epoch_steps: int,
     start: Checkpoint,
-    folder: Path,
     progress: Progress,
     interrupted: list[int],
-) -> Iterator[Checkpoint]:
-    """Run the loop; write and yield a checkpoint after each epoch, at the end, and when interrupted."""
-    epoch_steps = steps_per_epoch(len(data.images), plan.recipe.batch_size)
-    history, seconds = list(start.history), start.seconds
-    total, steps, images, since = torch.zeros((), device=data.images.device), 0, 0, time.monotonic()
-    for record in fit(trainee, data, loss, plan.recipe, start.total_steps, plan.seed):
-        total, steps, images = total + record.loss, steps + 1, images + record.images
-        progress.step(record, steps, total)
+) -> Iterator[dict[str, float]]:
+    """Take the steps; yield a row of the log after each epoch, at the end, and once interrupted."""
+    losses: list[torch.Tensor] = []
+    images, seconds, since = 0, start.seconds, time.monotonic()
+    for record in steps:
+        losses.append(record.loss)
+        images += record.images
+        progress.step(record, losses)
         if not (record.step % epoch_steps == 0 or record.step == start.total_steps or interrupted):
             continue
-        mean_loss, elapsed = float(total) / steps, time.monotonic() - since
+        mean_loss, elapsed = float(torch.stack(losses).mean()), time.monotonic() - since
         if not math.isfinite(mean_loss):
             raise RunError(
                 f"the loss is no longer finite at step {record.step}; the checkpoint before it is kept,"
-                f" try a recipe with a smaller learning rate than {plan.recipe.peak_rate}"
+                f" try a recipe with a smaller learning rate than {start.plan.recipe.peak_rate}"
             )
         seconds += elapsed
-        history.append(
-            {
-                "epoch": record.step / epoch_steps,
-                "step": record.step,
-                "loss": mean_loss,
-                "rate": record.rate,
-                "images_per_s": images / elapsed,
-                "seconds": seconds,
-            }
-        )
-        now = _at(start, trainee, seconds, history)
-        checkpoints.save(now, folder / checkpoints.FILE)
-        _write_log(history, folder / "log.csv")
-        progress.epoch(history[-1])
-        yield now
+        yield {
+            "epoch": record.step / epoch_steps,
+            "step": record.step,
+            "loss": mean_loss,
+            "rate": record.rate,
+            "images_per_s": images / elapsed,
+            "seconds": seconds,
+        }
         if interrupted:
             return
-        total, steps, images, since = torch.zeros_like(total), 0, 0, time.monotonic()
+        losses, images, since = [], 0, time.monotonic()
 
 
 def _starting_point(plan: Plan, dataset: Dataset, split: Split, device: torch.device) -> Checkpoint:
@@ -153,20 +149,14 @@ def _resumed(fresh: Checkpoint, path: Path, trainee: Trainee, progress: Progress
     return saved
 
 
-def _at(start: Checkpoint, trainee: Trainee, seconds: float, history: list[dict[str, float]]) -> Checkpoint:
-    return Checkpoint(
-        plan=start.plan,
-        machine=start.machine,
-        data_fingerprint=start.data_fingerprint,
-        mean=start.mean,
-        std=start.std,
-        git_commit=start.git_commit,
+def _at(before: Checkpoint, trainee: Trainee, row: dict[str, float]) -> Checkpoint:
+    return replace(
+        before,
         step=trainee.step,
-        total_steps=start.total_steps,
-        seconds=seconds,
+        seconds=row["seconds"],
         network=trainee.network.state_dict(),
         optimizer=trainee.optimizer.state_dict(),
-        history=list(history),
+        history=[*before.history, row],
     )
 
 
@@ -174,7 +164,7 @@ def _at(start: Checkpoint, trainee: Trainee, seconds: float, history: list[dict[
 def _interruptions() -> Iterator[list[int]]:
     """Collect the first Ctrl-C or SIGTERM instead of raising it amid a step; the second acts at once."""
     seen: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, _frame: FrameType | None) -> None:
         seen.append(number)
@@ -206,8 +196,8 @@ def _check_disk(folder: Path, n_weights: int) -> None:
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise RunError(
-            f"the disk under {existing} has {free / 2**20:.0f} MiB left; the checkpoints and the bundle of this"
-            f" run need {needed / 2**20:.0f}"
+            f"the disk under {existing} has {free / 2**20:.0f} MiB left; the checkpoints and the bundle of"
+            f" this run need {needed / 2**20:.0f}"
         )
 
 

@@ -35,9 +35,13 @@ def draw(index: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     outline, fill = _CLASSES[index]
     shape_colour, ground_colour = _two_colours(rng)
     canvas = np.broadcast_to(ground_colour, (SIZE, SIZE, 3)) + _slope(rng)
-    distractor = _coverage(rng, _OUTLINES[rng.choice(list(_OUTLINES))], "solid", 0.2, 0.35, 0.75)
+    distractor = _coverage(
+        rng, _OUTLINES[rng.choice(list(_OUTLINES))], "solid", size=(0.2, 0.35), wander=0.75
+    )
     canvas = _blend(canvas, rng.uniform(0, 1, 3), 0.6 * distractor)
-    canvas = _blend(canvas, shape_colour, _coverage(rng, _OUTLINES[outline], fill, 0.45, 0.8, 0.25))
+    canvas = _blend(
+        canvas, shape_colour, _coverage(rng, _OUTLINES[outline], fill, size=(0.45, 0.8), wander=0.25)
+    )
     canvas = canvas + rng.normal(0, rng.uniform(0.06, 0.2), canvas.shape)
     return (np.clip(canvas, 0, 1) * 255).astype(np.uint8)
 
@@ -72,20 +76,20 @@ def _coverage(
     rng: np.random.Generator,
     radius: Callable[[Grid], Grid],
     fill: str,
-    smallest: float,
-    largest: float,
+    *,
+    size: tuple[float, float],
     wander: float,
 ) -> Grid:
     """Return how much of each pixel a randomly placed shape covers, (32, 32) in 0..1."""
-    size, turn = rng.uniform(smallest, largest), rng.uniform(0, 2 * np.pi)
+    scale, turn = rng.uniform(*size), rng.uniform(0, 2 * np.pi)
     stretch = rng.uniform(0.8, 1.25)
     x, y = _X - rng.uniform(-wander, wander), _Y - rng.uniform(-wander, wander)
     x, y = np.cos(turn) * x + np.sin(turn) * y, np.cos(turn) * y - np.sin(turn) * x
-    x, y = x * stretch / size, y / stretch / size
+    x, y = x * stretch / scale, y / stretch / scale
     distance = np.hypot(x, y)
     edge = radius(np.arctan2(y, x))
-    soft = 1.5 * 2 / SIZE / size  # anti-aliasing over about one and a half pixels
-    inside = np.clip((edge - distance) / soft + 0.5, 0, 1)
+    soft = 1.5 * 2 / SIZE / scale  # anti-aliasing over about one and a half pixels
+    inside: Grid = np.clip((edge - distance) / soft + 0.5, 0, 1)
     if fill == "hollow":
         inside *= np.clip((distance - 0.55 * edge) / soft + 0.5, 0, 1)
     elif fill == "striped":
@@ -95,7 +99,8 @@ def _coverage(
 
 
 def _blend(canvas: Grid, colour: Grid, share: Grid) -> Grid:
-    return canvas * (1 - share[..., None]) + colour * share[..., None]
+    blended: Grid = canvas * (1 - share[..., None]) + colour * share[..., None]
+    return blended
 
 
 def _polygon(corners: int) -> Callable[[Grid], Grid]:
@@ -122,7 +127,7 @@ def _flower(petals: int, depth: float) -> Callable[[Grid], Grid]:
 _Y, _X = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j]
 
 _OUTLINES: dict[str, Callable[[Grid], Grid]] = {
-    "disc": lambda angle: np.ones_like(angle),
+    "disc": np.ones_like,
     "triangle": _polygon(3),
     "square": _polygon(4),
     "hexagon": _polygon(6),
