@@ -15,12 +15,23 @@ import numpy as np
 from pydantic import ValidationError
 
 from bundle import files as bundle_files
-from bundle.manifest import NAME_PATTERN, ClassEntry, Dataset, Graph, ImageInput, Loss, Manifest, Resize
+from bundle.manifest import (
+    NAME_PATTERN,
+    ClassEntry,
+    Dataset,
+    Graph,
+    ImageInput,
+    Loss,
+    Manifest,
+    Metrics,
+    Resize,
+)
 from longtail.adjustment import probabilities
+from longtail.calibration import fit_offset_and_temperature
 from longtail.metrics import balanced_error
 from longtail.priors import PriorError, checked_source_prior, prior_from_counts
+from training.calibrate import calibrate, groups_of
 from training.exceptions import DataError, RunError
-from training.holdout import Calibrated, calibrated, groups_of, uncalibrated
 from training.import_files import (
     Classes,
     HeldOut,
@@ -54,6 +65,7 @@ NORMALISATIONS: Final = {
     "imagenet": (1 / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
     "raw": (1.0, [0.0], [1.0]),
 }
+_LOSSES: Final = {None: "unknown", "none": "cross-entropy", "log-prior": "logit-adjusted", "fitted": "other"}
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,7 @@ class _Network:
 
     model: ModelProto
     spec: ImageInput
+    dtype: str
     runner: Runner
     notes: list[str]
 
@@ -108,13 +121,12 @@ def import_onnx(request: Request) -> Imported:
     source_prior = _source_prior(classes, request.smoothing)
     network = _network(request, len(classes.labels))
     held_out = _held_out(request, network, classes)
-    calibration = _calibrate(request, held_out, source_prior, classes)
-    notes = network.notes + calibration.notes
-    if held_out is not None:
+    manifest = _manifest(request, network, classes, source_prior, held_out)
+    notes = network.notes + _calibration_notes(manifest)
+    if len(held_out.labels):
         notes += _doubts(held_out, len(classes.labels))
-    manifest = _manifest(request, network, classes, source_prior, calibration=calibration, held_out=held_out)
     contents = {bundle_files.MODEL: network.model.SerializeToString()}
-    if held_out is not None:
+    if len(held_out.labels):
         contents[bundle_files.HOLDOUT] = bundle_files.encode_holdout(held_out.logits, held_out.labels)
     try:
         bundle = bundle_files.write(request.out, manifest, contents, force=request.force)
@@ -191,10 +203,10 @@ def _network(request: Request, n_classes: int) -> _Network:
         )
     model = standardised(original, signature, before_softmax or output, answer)
     runner = Runner(model, [model.graph.output[0].name])
-    check_batches(runner, network_input(pixels, spec), logits)
+    check_batches(runner, network_input(pixels, spec, signature.dtype), logits)
     if signature.batch is not None:
         notes.append(f"the batch of {signature.batch} was made one of any size, tried at 1, 3 and 32")
-    return _Network(model, spec, runner, notes)
+    return _Network(model, spec, signature.dtype, runner, notes)
 
 
 def _input(request: Request, signature: Signature) -> ImageInput:
@@ -244,14 +256,15 @@ def _input_notes(request: Request, signature: Signature) -> list[str]:
     return ["pixels reach the network as p / 255; if it was trained otherwise, say so with --normalisation"]
 
 
-def _held_out(request: Request, network: _Network, classes: Classes) -> HeldOut | None:
+def _held_out(request: Request, network: _Network, classes: Classes) -> HeldOut:
+    """Return the held-out logits and labels; none of either where none were given."""
     if request.holdout is not None:
         return read_holdout(request.holdout, len(classes.labels))
     if request.images is None:
-        return None
+        return HeldOut(np.zeros((0, len(classes.labels)), np.float32), np.zeros(0, np.int64))
     files = image_files(request.images, classes.labels)
     rows = [
-        network.runner.run(network_input(images, network.spec))[0]
+        network.runner.run(network_input(images, network.spec, network.dtype))[0]
         for images in decoded(files, network.spec, max(BATCHES))
     ]
     logits = np.concatenate(rows).astype(np.float32)
@@ -261,24 +274,43 @@ def _held_out(request: Request, network: _Network, classes: Classes) -> HeldOut 
     return HeldOut(logits, np.array([label for _, label in files], dtype=np.int64))
 
 
-def _calibrate(
-    request: Request,
-    held_out: HeldOut | None,
-    source_prior: NDArray[np.float64],
-    classes: Classes,
-) -> Calibrated:
-    loss_tau = request.loss_tau
-    if loss_tau is None:
-        loss_tau = 1.0 if request.loss_offset == "log-prior" else 0.0
+def _offset(
+    request: Request, held_out: HeldOut, source_prior: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], Literal["known", "fitted", "assumed"]]:
+    """Return the logit offset b (L,) and where it comes from."""
+    loss_tau = _loss_tau(request)
     offset = loss_tau * np.log(source_prior) if loss_tau else np.zeros_like(source_prior)
-    if held_out is None:
-        return uncalibrated(offset, offset_is="known" if request.loss_offset else "assumed")
-    offset_is: Literal["known", "fitted", "assumed"] = "known" if request.loss_offset else "assumed"
-    if request.loss_offset == "fitted":
-        offset_is = "fitted"
-    return calibrated(
-        held_out.logits, held_out.labels, source_prior, offset, classes.counts, offset_is=offset_is
+    if request.loss_offset is None:
+        return offset, "assumed"
+    if request.loss_offset != "fitted":
+        return offset, "known"
+    fit = fit_offset_and_temperature(
+        held_out.logits, held_out.labels, offset, weights=_weights(held_out, source_prior)
     )
+    return fit.logit_offset, "fitted"
+
+
+def _weights(held_out: HeldOut, source_prior: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what each held-out image weighs for their labels to come in the training set's mix.
+
+    A person's labelled images are often balanced, and the logits are calibrated to the source prior only.
+    """
+    seen = np.bincount(held_out.labels, minlength=len(source_prior))
+    return np.asarray((source_prior * len(held_out.labels) / np.maximum(seen, 1))[held_out.labels])
+
+
+def _calibration_notes(manifest: Manifest) -> list[str]:
+    fit, n_classes = manifest.calibration, len(manifest.classes)
+    if not fit.images:
+        return ["no held-out images: the temperature is 1 and there is no tau*"]
+    notes = []
+    if fit.temperature == "unfitted":
+        notes.append("no finite temperature is the best on the held-out images; it is 1")
+    if fit.classes < n_classes:
+        notes.append(f"{n_classes - fit.classes} of {n_classes} classes have no held-out image")
+    if fit.tau_at_edge:
+        notes.append(f"tau* = {manifest.tau:g} is at the end of the grid: the best may lie beyond")
+    return notes
 
 
 def _doubts(held_out: HeldOut, n_classes: int) -> list[str]:
@@ -298,38 +330,52 @@ def _manifest(
     network: _Network,
     classes: Classes,
     source_prior: NDArray[np.float64],
-    *,
-    calibration: Calibrated,
-    held_out: HeldOut | None,
+    held_out: HeldOut,
 ) -> Manifest:
+    groups = groups_of(classes.counts)
+    offset, origin = _offset(request, held_out, source_prior)
+    fitted = calibrate(
+        held_out.logits,
+        held_out.labels,
+        logit_offset=offset,
+        source_prior=source_prior,
+        groups=groups,
+        offset_origin=origin,
+        weights=_weights(held_out, source_prior),
+    )
+    shown = {0.0, 1.0, fitted.tau, fitted.calibration.tau_by_error}
     graph = network.model.graph
     return Manifest(
         name=request.name,
-        created=datetime.now(UTC),
+        created=datetime.now(UTC).replace(microsecond=0),
         classes=[
             ClassEntry(label=label, count=count, trained=count)
             for label, count in zip(classes.labels, classes.counts.tolist(), strict=True)
         ],
         source_prior=source_prior.tolist(),
-        logit_offset=calibration.logit_offset,
-        temperature=calibration.temperature,
-        tau=calibration.tau,
-        tau_curve=calibration.tau_curve,
-        groups=groups_of(classes.counts),
+        logit_offset=offset.tolist(),
+        temperature=fitted.temperature,
+        tau=fitted.tau,
+        tau_curve=fitted.tau_curve,
+        groups=groups,
         input=network.spec,
         graph=Graph(input=graph.input[0].name, output=graph.output[0].name),
         network=request.onnx.stem,
-        loss=Loss(name=request.loss_offset or "unknown", tau=request.loss_tau),
+        loss=Loss(name=_LOSSES[request.loss_offset], tau=_loss_tau(request)),
         recipe={
             "imported_from": request.onnx.name,
             "imported_sha256": hashlib.sha256(request.onnx.read_bytes()).hexdigest(),
             "smoothing": request.smoothing,
         },
         dataset=Dataset(
-            name="imported",
+            name="images of its owner",
             train_images=int(classes.counts.sum()),
-            holdout_images=0 if held_out is None else len(held_out.labels),
+            holdout_images=len(held_out.labels),
         ),
-        calibration=calibration.calibration,
-        metrics=calibration.metrics,
+        calibration=fitted.calibration,
+        metrics=Metrics(holdout=[point for point in fitted.tau_curve if point.tau in shown]),
     )
+
+
+def _loss_tau(request: Request) -> float | None:
+    return 1.0 if request.loss_offset == "log-prior" and request.loss_tau is None else request.loss_tau

@@ -1,7 +1,7 @@
 """A person's ONNX file brought to the one form that bundles hold, or refused in one sentence.
 
-That form: one file, opset 13 to 20, IR at most 10, one float32 input [batch, ...] of a fixed image size and
-one float32 output [batch, classes]. No torch here: the file may come from anywhere.
+That form: one file, opset 11 to 20, IR at most 10, one input [batch, ...] of a fixed image size and one
+output [batch, classes], both in the precision they had. No torch here: the file may come from anywhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Layout = Literal["NCHW", "NHWC"]
 
-_OLDEST_OPSET: Final = 13
+_OLDEST_OPSET: Final = 11  # TopK that sorts, which serving appends, begins here
 _NEWEST_OPSET: Final = 20
 _IR: Final = 10
 _MAX_BYTES: Final = 2**31 - 1  # one protobuf message holds no more
@@ -163,12 +163,20 @@ def standardised(model: ModelProto, signature: Signature, output: str, answer: N
     if signature.batch is not None:
         _free_batch(changed.graph, signature)
     _keep_what_leads_to(changed.graph, output)
+    if answer.ndim > 2:
+        output = _flatten(changed.graph, output)
     image = (signature.height, signature.width)
     shape = (signature.channels, *image) if signature.layout == "NCHW" else (*image, signature.channels)
-    ends = (output, helper.np_dtype_to_tensor_dtype(answer.dtype), ["batch", *answer.shape[1:]])
-    _set_ends(changed.graph, (signature.input, _type_number(signature.dtype), ["batch", *shape]), ends)
+    del changed.graph.input[:], changed.graph.output[:]  # weights listed as inputs, as IR 3 had them, go too
+    changed.graph.input.append(
+        helper.make_tensor_value_info(signature.input, _type_number(signature.dtype), ["batch", *shape])
+    )
+    changed.graph.output.append(
+        helper.make_tensor_value_info(
+            output, helper.np_dtype_to_tensor_dtype(answer.dtype), ["batch", int(np.prod(answer.shape[1:]))]
+        )
+    )
     changed = _in_opset_range(changed)
-    _take_and_give_float32(changed.graph, signature, output, answer)
     changed.ir_version = min(max(changed.ir_version, 8), _IR)
     try:
         onnx.checker.check_model(changed)
@@ -196,7 +204,9 @@ def _check_finite(model: ModelProto) -> None:
             TensorProto.BFLOAT16,
         ):
             values = numpy_helper.to_array(tensor)
-            if not np.isfinite(values.astype(np.float64)).all():
+            values = values.astype(np.float64)
+            # A lone infinity is a mask or the rim of a pooling window, not a weight.
+            if np.isnan(values).any() or (values.size > 1 and np.isinf(values).any()):
                 raise GraphError(f"the weights '{name}' hold NaN or infinity")
 
 
@@ -243,7 +253,7 @@ def _keep_what_leads_to(graph: onnx.GraphProto, output: str) -> None:
             needed.update(_used_by(node))
     weights = [tensor for tensor in graph.initializer if tensor.name in needed]
     nodes.reverse()
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]  # value_info has shapes with the old batch
     graph.node.extend(nodes)
     graph.initializer.extend(weights)
 
@@ -262,39 +272,14 @@ def _used_by(node: NodeProto) -> set[str]:
     return names
 
 
-def _take_and_give_float32(
-    graph: onnx.GraphProto, signature: Signature, output: str, answer: NDArray[Any]
-) -> None:
-    """Cast at both ends where the graph speaks another type, and flatten (batch, classes, 1, 1) to rows."""
-    nodes, tensors = list(graph.node), {name for node in graph.node for name in (*node.input, *node.output)}
-    taken, given = signature.input, output
-    shape = [dim.dim_value or dim.dim_param for dim in graph.input[0].type.tensor_type.shape.dim]
-    if signature.dtype != "float32":
-        taken = _fresh("pixels", tensors)
-        nodes.insert(
-            0, helper.make_node("Cast", [taken], [signature.input], to=_type_number(signature.dtype))
-        )
-    if answer.ndim > 2:
-        rows = _fresh("rows", tensors)
-        nodes.append(helper.make_node("Flatten", [given], [rows], axis=1))
-        given = rows
-    if answer.dtype != np.float32:
-        logits = _fresh("logits", tensors)
-        nodes.append(helper.make_node("Cast", [given], [logits], to=TensorProto.FLOAT))
-        given = logits
-    n_classes = int(np.prod(answer.shape[1:]))
-    del graph.node[:]
-    graph.node.extend(nodes)
-    _set_ends(graph, (taken, TensorProto.FLOAT, shape), (given, TensorProto.FLOAT, ["batch", n_classes]))
-
-
-def _set_ends(
-    graph: onnx.GraphProto, takes: tuple[str, int, list[int | str]], gives: tuple[str, int, list[int | str]]
-) -> None:
-    """Leave one input and one output: (name, type, shape) each. Weights listed as inputs go too."""
-    del graph.input[:], graph.output[:], graph.value_info[:]  # value_info has shapes with the old batch
-    graph.input.append(helper.make_tensor_value_info(*takes))
-    graph.output.append(helper.make_tensor_value_info(*gives))
+def _flatten(graph: onnx.GraphProto, output: str) -> str:
+    """Append what turns (batch, classes, 1, 1) into rows, and return the rows' name."""
+    used = {name for node in graph.node for name in (*node.input, *node.output)}
+    rows = output + "_rows"
+    while rows in used:
+        rows += "_"
+    graph.node.append(helper.make_node("Flatten", [output], [rows], axis=1))
+    return rows
 
 
 def _in_opset_range(model: ModelProto) -> ModelProto:
@@ -313,12 +298,6 @@ def _in_opset_range(model: ModelProto) -> ModelProto:
 
 def _type_number(dtype: str) -> int:
     return next(number for number, name in _INPUT_TYPES.items() if name == dtype)
-
-
-def _fresh(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    return name
 
 
 def first_line(failure: Exception) -> str:

@@ -82,7 +82,7 @@ class Runner:
         return [np.concatenate([answers[i][:1] for answers in rows]) for i in range(len(self._outputs))]
 
 
-def network_input(pixels: NDArray[np.uint8], spec: ImageInput, dtype: str = "float32") -> NDArray[Any]:
+def network_input(pixels: NDArray[np.uint8], spec: ImageInput, dtype: str) -> NDArray[Any]:
     """Return uint8 images (B, H, W, C) as the network takes them: (p * scale - mean) / std, in its layout."""
     images = pixels[:, :, :, ::-1] if spec.colour == "BGR" else pixels
     mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)

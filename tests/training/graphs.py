@@ -21,14 +21,16 @@ def weights(channels: int = 3, n_classes: int = N_CLASSES) -> NDArray[np.float32
     return np.random.default_rng(3).normal(0, 2, (channels + 1, n_classes)).astype(np.float32)
 
 
-def logits(network_input: NDArray[Any], layout: str = "NCHW", n_classes: int = N_CLASSES) -> NDArray[np.float64]:
+def logits(
+    network_input: NDArray[Any], layout: str = "NCHW", n_classes: int = N_CLASSES
+) -> NDArray[np.float64]:
     """What the classifier says of its input (B, ...), in float64."""
     pooled = network_input.astype(np.float64).mean(axis=(2, 3) if layout == "NCHW" else (1, 2))
     matrix = weights(pooled.shape[1], n_classes).astype(np.float64)
     return np.asarray(pooled @ matrix[:-1] + matrix[-1])
 
 
-def classifier(  # noqa: C901
+def classifier(
     *,
     layout: str = "NCHW",
     batch: int | str = "batch",
