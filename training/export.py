@@ -1,24 +1,79 @@
-"""The command that makes bundles: `python -m training.export` takes an ONNX classifier from anywhere.
+"""The command that makes bundles, `python -m training.export`: of an ONNX file from anywhere, or of a run.
 
-It needs no torch: a person who only serves may import a model too.
+The first needs no torch, so that a person who only serves may import a model too.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
 from pathlib import Path
 from typing import Final, NoReturn
 
-from training.exceptions import TrainingError
-from training.importing import NORMALISATIONS, Request, import_onnx
+from training.exceptions import RunError, TrainingError
+from training.importing import NORMALISATIONS, Imported, Request, check_out, import_onnx
 
 _NORMALISATION_HELP: Final = (
     "what the network takes for a pixel p of 0 to 255: unit p / 255 (default), symmetric p / 127.5 - 1,"
     " imagenet (p / 255 - mean) / std, raw p"
 )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 done, 2 refused."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    given = {name for name, value in vars(options).items() if value != parser.get_default(name)}
+    try:
+        if options.checkpoint is not None:
+            imported = _from_checkpoint(options, given)
+        else:
+            imported = _from_onnx(options, given)
+    except TrainingError as failure:
+        print(f"training.export: {failure}", file=sys.stderr)
+        return 2
+    for note in imported.notes:
+        print(f"note: {note}", file=sys.stderr)
+    manifest, version = imported.bundle.manifest, imported.bundle.version
+    if options.json:
+        print(json.dumps({"folder": str(options.out), "version": version, "notes": imported.notes}))
+    else:
+        tau = "none" if manifest.tau is None else f"{manifest.tau:g}"
+        print(
+            f"{options.out}: {len(manifest.classes)} classes, version {version},"
+            f" T = {manifest.temperature:.3g} ({manifest.calibration.temperature}), tau* = {tau}"
+        )
+    return 0
+
+
+def _from_checkpoint(options: argparse.Namespace, given: set[str]) -> Imported:
+    foreign = sorted(given - {"checkpoint", "data_dir", "out", "force", "json"})
+    if foreign:
+        raise RunError(
+            f"--{foreign[0].replace('_', '-')} does not go with --checkpoint, which knows by itself"
+        )
+    check_out(options.out, force=options.force)
+    try:
+        from training.bundling import bundle_from_checkpoint  # noqa: PLC0415  (takes torch, imports do not)
+    except ImportError as failure:
+        raise RunError(f"--checkpoint needs {failure.name}: pip install 'tare[training]'") from failure
+    path: Path = options.checkpoint
+    if path.is_dir():
+        path /= "checkpoint.pt"
+    bundle = bundle_from_checkpoint(path, options.out, data_dir=options.data_dir, force=options.force)
+    return Imported(bundle, [])
+
+
+def _from_onnx(options: argparse.Namespace, given: set[str]) -> Imported:
+    if options.onnx is None or options.classes is None:
+        raise RunError("--onnx FILE and --classes FILE.csv are needed, or --checkpoint FILE")
+    if "data_dir" in given:
+        raise RunError("--data-dir goes with --checkpoint")
+    fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(Request)}
+    return import_onnx(Request(**{**fields, "name": options.name or options.out.name}))
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -30,8 +85,10 @@ class _OneLineParser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _OneLineParser(prog="training.export", description=__doc__)
     add = parser.add_argument
-    add("--onnx", type=Path, required=True, metavar="FILE", help="the classifier; its output is logits")
-    add("--classes", type=Path, required=True, metavar="FILE.csv", help="label,count a line, by output index")
+    add("--onnx", type=Path, metavar="FILE", help="the classifier; its output is logits")
+    add("--classes", type=Path, metavar="FILE.csv", help="label,count a line, by output index")
+    add("--checkpoint", type=Path, metavar="FILE", help="instead: a finished run of training.fit, runs/NAME")
+    add("--data-dir", type=Path, metavar="DIR", help="with --checkpoint: its images, if they have moved")
     add("--holdout", type=Path, metavar="FILE.npz", help="arrays logits and labels of unseen images")
     add("--images", type=Path, metavar="DIR", help="unseen images in folders named by label")
     add("--out", type=Path, required=True, help="folder of the bundle, such as models/NAME")
@@ -79,34 +136,6 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(
             f"numbers separated by commas are expected, not '{text}'"
         ) from failure
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 done, 2 refused."""
-    options = vars(_parser().parse_args(arguments))
-    as_json = options.pop("json")
-    request = Request(**{**options, "name": options["name"] or options["out"].name})
-    try:
-        imported = import_onnx(request)
-    except TrainingError as failure:
-        print(f"training.export: {failure}", file=sys.stderr)
-        return 2
-    for note in imported.notes:
-        print(f"note: {note}", file=sys.stderr)
-    manifest = imported.bundle.manifest
-    if as_json:
-        print(
-            json.dumps(
-                {"folder": str(request.out), "version": imported.bundle.version, "notes": imported.notes}
-            )
-        )
-    else:
-        tau = "none" if manifest.tau is None else f"{manifest.tau:g}"
-        print(
-            f"{request.out}: {len(manifest.classes)} classes, version {imported.bundle.version},"
-            f" T = {manifest.temperature:.3g} ({manifest.calibration.temperature}), tau* = {tau}"
-        )
-    return 0
 
 
 if __name__ == "__main__":

@@ -116,7 +116,8 @@ class _Network:
 
 def import_onnx(request: Request) -> Imported:
     """Make a bundle of an ONNX classifier and write it, whole or not at all. Raises TrainingError."""
-    _check_out(request)
+    check_out(request.out, force=request.force)
+    _check_options(request)
     classes = read_classes(request.classes)
     source_prior = _source_prior(classes, request.smoothing)
     network = _network(request, len(classes.labels))
@@ -137,13 +138,21 @@ def import_onnx(request: Request) -> Imported:
     return Imported(bundle, notes)
 
 
-def _check_out(request: Request) -> None:
-    """Refuse before the work what writing would refuse after it."""
-    for name in (request.out.name, request.name):
-        if not re.match(NAME_PATTERN, name):
-            raise RunError(f"'{name}' cannot name a model; use letters, digits, '.', '_' and '-', at most 64")
-    if request.out.exists() and not request.force:
-        raise RunError(f"{request.out} exists already; --force replaces it")
+def check_out(out: Path, *, force: bool) -> None:
+    """Refuse, before the work, a folder that writing would refuse after it. Raises RunError."""
+    _check_name(out.name)
+    if out.exists() and not force:
+        raise RunError(f"{out} exists already; --force replaces it")
+
+
+def _check_name(name: str) -> None:
+    if not re.match(NAME_PATTERN, name):
+        raise RunError(f"'{name}' cannot name a model; use letters, digits, '.', '_' and '-', at most 64")
+
+
+def _check_options(request: Request) -> None:
+    """Refuse options that contradict each other."""
+    _check_name(request.name)
     if request.holdout is not None and request.images is not None:
         raise RunError("--holdout and --images exclude each other")
     if request.loss_offset == "fitted" and request.holdout is None and request.images is None:

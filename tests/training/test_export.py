@@ -554,7 +554,7 @@ def test_it_runs_where_torch_cannot_be_imported_and_writes_nothing_in_an_empty_h
     arguments = ["--onnx", tmp_path / "theirs.onnx", "--classes", classes, "--out", tmp_path / "models" / "m"]
     environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
     ran = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
+        [sys.executable, "-c", script, *map(str, arguments)],
         cwd=REPOSITORY,
         env={**environment, "HOME": str(tmp_path / "home"), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
@@ -564,3 +564,25 @@ def test_it_runs_where_torch_cannot_be_imported_and_writes_nothing_in_an_empty_h
     assert ran.returncode == 0, ran.stderr
     assert read(tmp_path / "models" / "m").manifest.labels == list(LABELS)
     assert not list((tmp_path / "home").rglob("*"))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_becomes_the_bundle_that_training_made_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fit = pytest.importorskip("training.fit", reason="training.fit needs torch")
+    monkeypatch.chdir(tmp_path)
+    recipe = ["--dataset", "shapes-lt", "--network", "resnet20", "--steps", "2", "--device", "cpu"]
+    assert fit.main([*recipe, "--out", "models/trained"]) == 0
+    assert main(["--checkpoint", "runs/trained", "--out", "models/exported"]) == 0
+    trained, exported = read(Path("models/trained")), read(Path("models/exported"))
+    same = {"name", "created", "files"}
+    assert trained.manifest.model_dump(exclude=same) == exported.manifest.model_dump(exclude=same)
+    assert trained.manifest.files["model.onnx"] == exported.manifest.files["model.onnx"]
+    capfd.readouterr()
+    assert main(["--checkpoint", "runs/nothing", "--out", "models/more"]) == 2
+    assert main(["--checkpoint", "runs/trained", "--mean", "1", "--out", "models/more"]) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert "there is no checkpoint" in said[0]
+    assert "--mean does not go with --checkpoint" in said[1]
+    assert not Path("models/more").exists()
