@@ -14,6 +14,11 @@ from tests.deploy import ROOT
 BASE, GPU = ROOT / "docker-compose.yml", ROOT / "docker-compose.gpu.yml"
 
 
+def against_the_specification(path: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def services(path: Any = BASE) -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load(path.read_text())["services"]
     return loaded
@@ -21,28 +26,14 @@ def services(path: Any = BASE) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", [BASE, GPU], ids=lambda p: p.name)
 def test_the_file_follows_the_compose_specification(path: Any) -> None:
-    schema = ("--builtin-schema", "vendor.compose-spec")
-    checked = subprocess.run(
-        [sys.executable, "-m", "check_jsonschema", *schema, str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    checked = against_the_specification(path)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_a_key_that_compose_does_not_know_would_be_caught(tmp_path: Any) -> None:
     wrong = tmp_path / "docker-compose.yml"
     wrong.write_text(BASE.read_text().replace("read_only:", "readonly:"))
-    command = [
-        sys.executable,
-        "-m",
-        "check_jsonschema",
-        "--builtin-schema",
-        "vendor.compose-spec",
-        str(wrong),
-    ]
-    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+    assert against_the_specification(wrong).returncode != 0
 
 
 def test_nothing_is_published_beyond_this_machine() -> None:

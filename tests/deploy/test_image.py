@@ -102,7 +102,8 @@ def writable(folder):
         return True
     except OSError:
         return False
-print(json.dumps([os.getuid(), os.getgid(), [f for f in ("/", "/app", "/opt/venv", "/state", "/tmp") if writable(f)]]))
+folders = "/", "/app", "/opt/venv", "/state", "/tmp"
+print(json.dumps([os.getuid(), os.getgid(), [folder for folder in folders if writable(folder)]]))
 """
     assert json.loads(container.python(program)) == [10001, 10001, ["/state", "/tmp"]]
 
