@@ -56,11 +56,13 @@ def test_images_from_elsewhere_name_one_release() -> None:
     assert all(image.rpartition(":")[2].lstrip("v")[:1].isdigit() for image in images)
 
 
-def test_every_setting_it_hands_over_is_one_that_the_service_reads() -> None:
+def test_it_hands_over_every_setting_that_the_service_reads_and_no_other() -> None:
     from service.settings import Settings  # noqa: PLC0415 - the other tests need no service
 
     known = {f"TARE_{name.upper()}" for name in Settings.model_fields}
     handed_over = {*services()["tare"]["environment"], *services(GPU)["tare"]["environment"]}
+    # These four are the image's own: where it listens, and where its folders are.
+    assert known - handed_over == {"TARE_HOST", "TARE_PORT", "TARE_MODELS_DIR", "TARE_STATE_DIR"}
     assert handed_over - known == set()
 
 
