@@ -9,14 +9,17 @@ RUN python -m compileall -q -x 'test|idlelib|lib2to3|ensurepip|site-packages' /u
     && useradd --uid 10001 --user-group --home-dir /tmp --no-create-home --shell /usr/sbin/nologin tare \
     && mkdir /app /state && chown 10001:10001 /state
 
-# Dependencies by name, from pyproject.toml alone: they are installed again only when their list changes.
+# Dependencies by name, from pyproject.toml alone: they are installed again only when their list changes. The version
+# goes along, where Python looks for it.
 FROM base AS requirements
 WORKDIR /requirements
 COPY pyproject.toml .
 RUN python -c "import pathlib, tomllib; \
 project = tomllib.loads(pathlib.Path('pyproject.toml').read_text())['project']; \
 [pathlib.Path(extra).write_text('\n'.join(project['dependencies'] + project['optional-dependencies'][extra])) \
- for extra in ('cpu', 'gpu')]"
+ for extra in ('cpu', 'gpu')]; \
+pathlib.Path('tare.dist-info').mkdir(); \
+pathlib.Path('tare.dist-info/METADATA').write_text('Name: tare\nVersion: ' + project['version'] + '\n')"
 
 FROM base AS dependencies-cpu
 COPY --from=requirements /requirements/cpu requirements.txt
@@ -34,6 +37,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 # copies between stages may change.
 FROM base AS code
 WORKDIR /app
+COPY --from=requirements /requirements/tare.dist-info tare.dist-info
 COPY longtail longtail
 COPY bundle bundle
 COPY service service
