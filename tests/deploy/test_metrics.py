@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import yaml
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 
+from tests import tiny
 from tests.deploy import ROOT
 
 if TYPE_CHECKING:
@@ -28,6 +36,7 @@ ADDED_BY_SCRAPING = {"job", "instance"}
 # A series in PromQL: a name, not followed by an argument list, with or without its selectors.
 SERIES = re.compile(r"\b([a-zA-Z_:][\w:]*)\b(?!\s*\()(?:\s*\{([^}]*)\})?")
 LABEL = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
+ONE_VALUE = re.compile(r'\b(route|outcome)="([^"]*)"')
 GROUPING = re.compile(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)")
 WORDS = {"and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "bool", "inf"}
 
@@ -125,6 +134,91 @@ def test_every_expression_of_the_dashboard_parses(promtool: str, tmp_path: Path)
     written.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": recorded}]}))
     checked = run(promtool, "check", "rules", str(written))
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.fixture(scope="module")
+def exposed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
+    """What /metrics of a real service shows after a little of everything: labels of each series, by name."""
+    folder = tmp_path_factory.mktemp("metrics")
+    tiny.make(folder / "models" / "tiny")
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(picture, "PNG")
+    with running(folder) as client:
+        assert client.get("/readyz").status_code == 200
+        assert client.get("/nowhere").status_code == 404
+        made = client.post("/predict", content=picture.getvalue()).json()["predictions"][0]
+        feedback = {"prediction_id": made["prediction_id"], "label": made["label"]}
+        assert client.post("/feedback", json=feedback).json()["accepted"] == 1
+        families = list(text_string_to_metric_families(client.get("/metrics").text))
+    shown: dict[str, list[dict[str, str]]] = {}
+    for family in families:
+        for sample in family.samples:
+            shown.setdefault(sample.name, []).append(sample.labels)
+    return shown
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[httpx.Client]:
+    """A service of its own, on a free port, with the bundles of folder/models."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TARE_")}
+    settings = {"PORT": "0", "MODELS_DIR": str(folder / "models"), "STATE_DIR": str(folder / "state")}
+    environment |= {f"TARE_{name}": value for name, value in settings.items()}
+    command = [sys.executable, "-m", "service"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            lines = (json.loads(line) for line in process.stderr if line.startswith("{"))
+            url = next(line["url"] for line in lines if line["message"] == "listening")
+            with httpx.Client(base_url=url, timeout=30) as client:
+                yield client
+        finally:
+            process.terminate()
+
+
+@pytest.mark.slow
+def test_every_metric_and_label_asked_for_is_exposed(exposed: dict[str, list[dict[str, str]]]) -> None:
+    known = {
+        name: {label for labels in all_labels for label in labels} for name, all_labels in exposed.items()
+    }
+    known = {name: labels | ADDED_BY_SCRAPING for name, labels in known.items()} | BY_PROMETHEUS
+    asked = {
+        (name, label)
+        for expression in expressions()
+        for name, labels in series(expression)
+        for label in labels
+    }
+    asked |= {
+        (name, label)
+        for expression in expressions()
+        for label in grouped(expression)
+        for name, _ in series(expression)
+    }
+    names = {name for expression in expressions() for name, _ in series(expression)}
+    assert names - known.keys() == set()
+    assert {(name, label) for name, label in asked if label not in known[name]} == set()
+
+
+@pytest.mark.slow
+def test_every_route_and_outcome_selected_by_is_exposed(exposed: dict[str, list[dict[str, str]]]) -> None:
+    shown = {pair for all_labels in exposed.values() for labels in all_labels for pair in labels.items()}
+    selected = {pair for expression in expressions() for pair in ONE_VALUE.findall(expression)}
+    assert selected
+    assert selected - shown == set()
+
+
+@pytest.mark.slow
+def test_every_metric_that_the_service_makes_is_drawn_or_watched(
+    exposed: dict[str, list[dict[str, str]]],
+) -> None:
+    asked = {name for expression in expressions() for name, _ in series(expression)}
+    families = {re.sub(r"_(bucket|sum|count|created)$", "", name) for name in exposed}
+    seen = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked}
+    assert {name for name in families if name.startswith("tare_")} - seen == set()
+
+
+def test_the_scrape_carries_the_job_that_the_rules_select_by() -> None:
+    [job] = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
+    assert set(re.findall(r'job="([^"]*)"', " ".join(expressions()))) == {job["job_name"]}
 
 
 def test_the_operations_page_says_what_to_do_about_each_alert() -> None:
