@@ -138,7 +138,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for key, _ in pairs:
             if key in seen:
                 raise Invalid(
-                    "repeated-field", f"{key[:100]}: this field stands twice; send it once.", field=key
+                    "repeated-field", f"{key[:100]}: this field stands twice; send it once.", field=key[:100]
                 )
             seen.add(key)
     return found
