@@ -62,13 +62,16 @@ class Predictor:
         recorded then.
         """
         queued = [QueuedImage(data, i, adjustment, top_k) for i, data in enumerate(images)]
+        limit = asyncio.timeout(self._deadline_s)
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with limit:
                 decisions = await model.batcher.submit(queued, [len(data) for data in images])
                 predictions = self._predictions(decisions, model.version, adjustment)
                 if self._record:
                     await self._store.record(predictions)
         except TimeoutError as failure:
+            if not limit.expired():
+                raise
             raise DeadlineExceeded(
                 "deadline-exceeded", f"There was no answer within {self._deadline_s:g} s; try again later."
             ) from failure
