@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -74,6 +74,16 @@ class Clock(Protocol):
         """The time now, in UTC."""
 
 
+class Observer(Protocol):
+    """Who counts what happened. Neither blocks nor raises."""
+
+    def predicted(self, model: str, method: str, images: int) -> None:
+        """So many images were decided and answered."""
+
+    def learned(self, receipt: Receipt) -> None:
+        """Feedback was taken."""
+
+
 class Store(Protocol):
     """The service's memory. Every coroutine that changes it returns after the commit, or raises.
 
@@ -114,10 +124,18 @@ class Store(Protocol):
     async def learn(self, items: Sequence[FeedbackItem], received: datetime) -> Receipt:
         """Attach labels in order; synced to disk. The same label again changes nothing."""
 
-    async def labelled(
+    def labelled(
+        self, model: ModelVersion, since: datetime | None, until: datetime | None, *, with_logits: bool
+    ) -> AsyncIterator[LabelledPredictions]:
+        """The labelled predictions of one model version, by half-open times of prediction.
+
+        In blocks of bounded size, oldest first; logits are None unless they are asked for.
+        """
+
+    def recorded_logits(
         self, model: ModelVersion, since: datetime | None, until: datetime | None
-    ) -> LabelledPredictions:
-        """The labelled predictions of one model version, by half-open times of prediction."""
+    ) -> AsyncIterator[NDArray[np.float16]]:
+        """The logits of every prediction of one model version, labelled or not, in such blocks of (n, L)."""
 
     async def traffic(self, model: ModelVersion, since: datetime | None, until: datetime | None) -> Traffic:
         """The decisions of one model version, labelled or not, by half-open times of prediction."""
