@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 Provider = Literal["cpu", "cuda", "tensorrt"]
 Choice = Literal["auto", "cpu", "cuda", "tensorrt"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("tare.engine")
 _WHEELS: Final = ("onnxruntime", "onnxruntime-gpu")
 _NAMES: Final[dict[Provider, str]] = {
     "cpu": "CPUExecutionProvider",
