@@ -54,7 +54,7 @@ def _span(value: object) -> object:
 
 
 def _time(value: object) -> object:
-    """Pydantic takes Unix times and times without a zone too, and in strict mode no text; RFC 3339 differs."""
+    """Pydantic takes Unix times and times without a zone too, and in strict mode no text at all."""
     if isinstance(value, str):
         if not _TIME.fullmatch(value):
             raise ValueError("Input should be an RFC 3339 time such as 2026-11-23T09:00:00Z")
