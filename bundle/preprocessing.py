@@ -205,12 +205,12 @@ def _sixteen_bit(image: Image.Image, data: bytes) -> Image.Image | None:
     high = np.asarray(_reread(data, stem, raw_mode)).astype(np.uint16)
     low = np.asarray(_reread(data, stem, f"{stem};16{low_order}"))
     values = high * 256 + low
-    scaled = Image.fromarray((values // 257).astype(np.uint8), stem)
+    colour = Image.fromarray((values // 257).astype(np.uint8), stem)
     key = image.info.get("transparency")
     if stem == "RGB" and isinstance(key, tuple):
         opaque = np.any(values != np.array(key, dtype=np.uint16), axis=2)
-        scaled.putalpha(Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8)))
-    return scaled
+        colour.putalpha(Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8)))
+    return colour
 
 
 def _raw_mode(image: Image.Image) -> str | None:

@@ -8,12 +8,13 @@ import importlib.metadata
 import logging
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from fastapi import Depends, FastAPI
 
 from service.adapters import telemetry as telemetry_adapter
-from service.adapters.bundles import load_all
+from service.adapters.bundles import cores, load_all
 from service.adapters.onnx_engine import installed_wheel
 from service.adapters.sql_store import SqlStore
 from service.adapters.telemetry import Telemetry
@@ -34,6 +35,7 @@ from service.api.bodies import Intake
 from service.api.envelope import Envelope
 from service.api.parameters import only_known_parameters
 from service.api.tokens import Tokens, may_predict
+from service.core.batcher import Capacity
 from service.core.exceptions import StateUnusable
 from service.core.monitor import Monitor
 from service.core.parts import Parts
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from service.core.batcher import BatchReport
+    from service.core.models import LoadedModel
     from service.settings import Settings
 
 _OPEN: Final = (docs.router, health.router)
@@ -60,6 +63,9 @@ _GUARDED: Final = (
     predictions.router,
     monitor.router,
 )
+
+# The time from a whole body to its answer, after which nobody is expected to wait.
+_DEADLINE_S: Final = 60.0
 
 # Bodies in flight: so many of the largest, and never less than this.
 _HELD_BODIES: Final = 8
@@ -126,14 +132,19 @@ async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[
             keep_days=settings.keep_days,
             max_bytes=settings.state_max_bytes,
             clock=_now,
+            listen=telemetry.committed,
         )
     with contextlib.closing(store):
 
         def heard(model: str, batch: BatchReport) -> None:
-            telemetry.batch_ran(model, batch.items, batch.run_s)
+            if batch.items > batch.failed:
+                telemetry.batch_ran(model, batch.items - batch.failed, batch.run_s)
 
+        capacity = Capacity(workers=cores())
+        telemetry.queue_limited_to(capacity.queue_items)
         loaded = load_all(
             settings.models_dir,
+            capacity=capacity,
             default=settings.model,
             provider=settings.provider,
             max_pixels=settings.max_pixels,
@@ -148,9 +159,18 @@ async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[
                 telemetry.model_loaded(
                     model.name, model.version.version, model.engine.provider, model is loaded.default
                 )
-                telemetry.watch_queue(model.name, lambda model=model: model.batcher.queued_items)
+                telemetry.watch_queue(model.name, partial(_queued, model))
+            label_sets = {model.version.label_set for model in loaded.all()}
+            telemetry.watch_priors(lambda: [one for owner in label_sets for one in held_priors.all(owner)])
             telemetry.bundles_refused(len(loaded.refused))
-            predictor = Predictor(store, held_priors, _now, default_tau=settings.tau, record=settings.record)
+            predictor = Predictor(
+                store,
+                held_priors,
+                _now,
+                default_tau=settings.tau,
+                record=settings.record,
+                deadline_s=_DEADLINE_S,
+            )
             gc.collect()
             gc.freeze()  # what is loaded stays: later collections need not look at it
             _log.info("parts open", extra={"fields": {"runtime": wheel, "missing": loaded.missing}})
@@ -158,7 +178,7 @@ async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[
                 models=loaded,
                 predictor=predictor,
                 priors=held_priors,
-                monitor=Monitor(store, held_priors, _now),
+                monitor=Monitor(store, held_priors, _now, default_tau=settings.tau),
                 store=store,
                 clock=_now,
                 observer=telemetry,
@@ -173,6 +193,10 @@ def _start_errors() -> Iterator[None]:
         yield
     except (StateUnusable, EngineError) as failure:
         raise StartError(str(failure)) from failure
+
+
+def _queued(model: LoadedModel) -> int:
+    return model.batcher.queued_items
 
 
 def _now() -> datetime:

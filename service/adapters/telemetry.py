@@ -10,11 +10,23 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
 import orjson
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from prometheus_client.metrics_core import Metric
 
     from service.core.records import PriorVersion, Receipt
 
@@ -27,6 +39,9 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 _COMMIT_SECONDS: Final = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _IMAGES: Final = (1, 2, 4, 8, 16, 32, 64)
+
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing here reads
 
 
 class Answered(Protocol):
@@ -50,6 +65,7 @@ class Telemetry:
     def __init__(self) -> None:
         registry = CollectorRegistry()
         self.registry = registry
+        ProcessCollector(registry=registry)
         self._requests = Counter(
             "tare_requests", "Requests answered.", ["route", "method", "status"], registry=registry
         )
@@ -80,7 +96,7 @@ class Telemetry:
             "tare_queue_images", "Images that wait for the engine.", ["model"], registry=registry
         )
         self._queue_limit = Gauge(
-            "tare_queue_limit_images", "Images that may wait at most.", ["model"], registry=registry
+            "tare_queue_limit_images", "Images that may wait for one model at most.", registry=registry
         )
         self._held = Gauge("tare_held_body_bytes", "Bytes of request bodies in memory.", registry=registry)
         self._feedback = Counter(
@@ -94,12 +110,6 @@ class Telemetry:
         )
         self._refused_bundles = Gauge(
             "tare_bundles_refused", "Bundles that did not load; GET /models says why.", registry=registry
-        )
-        self._priors = Gauge(
-            "tare_priors_version",
-            "Current version of each priors name.",
-            ["label_set", "priors"],
-            registry=registry,
         )
         self._ready = Gauge(
             "tare_ready", "1 where the last look at /readyz found the service ready.", registry=registry
@@ -151,14 +161,6 @@ class Telemetry:
         """The store committed."""
         self._commit_seconds.observe(seconds)
 
-    def prior_in_force(self, prior: PriorVersion) -> None:
-        """Since now this is the current version of its name."""
-        self._priors.labels(prior.label_set, prior.name).set(prior.version)
-
-    def prior_deleted(self, label_set: str, name: str) -> None:
-        """A name is gone, with its versions."""
-        self._priors.remove(label_set, name)
-
     def looked_ready(self, ready: bool) -> None:
         """Somebody asked /readyz and this was the answer."""
         self._ready.set(ready)
@@ -175,9 +177,17 @@ class Telemetry:
         """So many folders under the models directory did not load."""
         self._refused_bundles.set(count)
 
+    def queue_limited_to(self, images: int) -> None:
+        """Every model's queue holds at most so many."""
+        self._queue_limit.set(images)
+
     def watch_queue(self, model: str, depth: Callable[[], int]) -> None:
         """Read this queue's depth at every scrape."""
         self._queue.labels(model).set_function(depth)
+
+    def watch_priors(self, current: Callable[[], Iterable[PriorVersion]]) -> None:
+        """Read the current priors at every scrape."""
+        self.registry.register(_PriorsInForce(current))
 
     def watch_held_bytes(self, held: Callable[[], int]) -> None:
         """Read the bytes of bodies in memory at every scrape."""
@@ -186,6 +196,21 @@ class Telemetry:
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format. Takes milliseconds: call it in a thread."""
         return generate_latest(self.registry)
+
+
+class _PriorsInForce(Collector):
+    """Asked at every scrape, since names come and go."""
+
+    def __init__(self, current: Callable[[], Iterable[PriorVersion]]) -> None:
+        self._current = current
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            "tare_priors_version", "Current version of each priors name.", labels=["label_set", "priors"]
+        )
+        for prior in self._current():
+            family.add_metric([prior.label_set, prior.name], prior.version)
+        yield family
 
 
 class JsonLines(logging.Formatter):

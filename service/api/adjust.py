@@ -1,5 +1,6 @@
 """POST /adjust: the formula without the network, so that it can be checked from outside."""
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter
@@ -9,7 +10,7 @@ from service.api.answers import AdjustOut, Json, adjustment_answer, decision_ans
 from service.api.bodies import RequestModel, json_body
 from service.api.parameters import MAX_TAU, Name
 from service.api.parts import PartsDep
-from service.core.exceptions import Invalid
+from service.core.priors import probabilities_of
 
 router = APIRouter(tags=["decisions"])
 
@@ -33,16 +34,17 @@ class AdjustIn(RequestModel):
 async def adjust(body: Annotated[AdjustIn, json_body(AdjustIn)], parts: PartsDep) -> Json:
     """Rank logits as /predict would, without inference and without recording anything."""
     loaded = parts.models.get(body.model)
-    if body.priors is not None and body.target_prior is not None:
-        raise Invalid("invalid-field", "priors, target_prior: send one of the two.", field="target_prior")
+    target_prior = None
+    if body.target_prior is not None:
+        target_prior = probabilities_of(body.target_prior, loaded.version.labels, "target_prior")
     adjustment = parts.predictor.adjustment_for(
         loaded,
         method="logit-adjustment",
         tau=body.tau,
         priors_name=body.priors,
-        target_prior=body.target_prior,
+        target_prior=target_prior,
     )
-    decisions = parts.predictor.adjust(body.logits, adjustment, loaded, body.top_k)
+    decisions = await asyncio.to_thread(parts.predictor.adjust, body.logits, adjustment, loaded, body.top_k)
     return Json(
         {
             "model": model_answer(loaded.version.name, loaded.version.version),

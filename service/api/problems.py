@@ -27,6 +27,9 @@ PROBLEM_CODE: Final = "tare.problem"
 _MAX_ERRORS: Final = 20
 _MAX_NAME: Final = 100
 
+# Where pydantic's own words would not tell a client what to do.
+_PLAINER: Final = {"extra_forbidden": "There is no such field here; leave it out"}
+
 
 class Unauthorized(core.Refusal):
     """No token, or one that opens nothing here."""
@@ -103,7 +106,9 @@ def field_errors(errors: Iterable[Mapping[str, object]], skip: int = 0) -> list[
     for error in errors:
         where = error["loc"]
         parts = [str(part)[:_MAX_NAME] for part in (where if isinstance(where, tuple) else ())][skip:]
-        shaped.append({"field": ".".join(parts), "detail": str(error["msg"]).removeprefix("Value error, ")})
+        message = str(error["msg"]).removeprefix("Value error, ").rstrip(".")
+        detail = _PLAINER.get(str(error["type"]), message)
+        shaped.append({"field": ".".join(parts), "detail": detail})
         if len(shaped) == _MAX_ERRORS:
             break
     return shaped
@@ -132,7 +137,7 @@ async def _validation(request: Request, failure: Exception) -> Response:
         request.scope,
         422,
         "invalid-parameter",
-        f"{first['field']}: {first['detail']}",
+        f"{first['field']}: {first['detail']}.",
         fields={
             "parameter": first["field"],
             "errors": [{"parameter": one["field"], "detail": one["detail"]} for one in shaped],

@@ -110,8 +110,7 @@ class Batcher(Generic[Item, Prepared, Answer]):
         """
         if not items:
             return []
-        self._loop = asyncio.get_running_loop()
-        request: _Request[Answer] = _Request(self._loop.create_future(), len(items))
+        request: _Request[Answer] = _Request(asyncio.get_running_loop().create_future(), len(items))
         self._admit(request, items, sizes)
         self._open.add(request)
         try:
@@ -213,9 +212,11 @@ class Batcher(Generic[Item, Prepared, Answer]):
                 outcomes[place] = answer
         done = time.perf_counter()
         seconds = (done - started) / len(batch)
-        self._seconds_an_item = _MEMORY * self._seconds_an_item + (1 - _MEMORY) * seconds
-        if not self._loop.is_closed():  # a loop that is gone has taken its callers along
-            self._loop.call_soon_threadsafe(self._settle, batch, outcomes)
+        past = self._seconds_an_item or seconds
+        self._seconds_an_item = _MEMORY * past + (1 - _MEMORY) * seconds
+        loop = batch[0].request.future.get_loop()
+        if not loop.is_closed():  # a loop that is gone has taken its callers along
+            loop.call_soon_threadsafe(self._settle, batch, outcomes)
         if self._listen is not None:
             failed = sum(isinstance(outcome, Exception) for outcome in outcomes)
             waited = started - batch[0].arrived

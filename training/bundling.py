@@ -1,0 +1,257 @@
+"""From a finished checkpoint to the bundle that serving loads: export, parity, calibration, report."""
+
+import os
+import shlex
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from bundle import files
+from bundle.manifest import (
+    ClassEntry,
+    Graph,
+    ImageInput,
+    Loss,
+    Manifest,
+    Metrics,
+)
+from bundle.manifest import Dataset as DatasetEntry
+from longtail.priors import prior_from_counts
+from longtail.tau import GRID
+from training import checkpoint as checkpoints
+from training.augment import normalise
+from training.calibrate import calibrate, errors_at, groups_of
+from training.checkpoint import Checkpoint, Plan
+from training.data import Dataset, Split, split
+from training.evaluate import evaluate
+from training.exceptions import BundleError, RunError
+from training.losses import make_loss
+from training.networks import make_network
+from training.report import CARD, PNG, model_card, tau_curve_png
+from training.sources import read
+
+GRAPH = Graph(input="input", output="logits")
+_OPSET, _NEWEST_IR = 18, 10  # what onnxruntime 1.20, the oldest we allow, reads
+_PARITY_BATCHES = (1, 3, 32)
+_PARITY_TOLERANCE = 1e-4  # of the largest logit, or of 1
+
+
+def bundle_from_checkpoint(
+    path: Path, out: Path, *, data_dir: Path | None = None, force: bool = False
+) -> files.Bundle:
+    """Write the bundle of a finished run; its images are read again, from `data_dir` if they moved.
+
+    Raises TrainingError for a checkpoint that is damaged or unfinished, for images other than those trained
+    on, and for a network that ONNX Runtime does not answer for as torch does.
+    """
+    checkpoint = checkpoints.load(path)
+    source = checkpoint.plan.source
+    if data_dir is not None:
+        source = checkpoints.Source(**{**asdict(source), "data_dir": str(data_dir.absolute())})
+    dataset = read(source, checkpoint.plan.seed)
+    if dataset.fingerprint() != checkpoint.data_fingerprint:
+        raise RunError(f"{path} was trained on other images or labels than those found now")
+    cut = split(dataset, checkpoint.plan.holdout, checkpoint.plan.seed)
+    return write_bundle(checkpoint, dataset, cut, out, torch.device("cpu"), force=force)
+
+
+def write_bundle(
+    checkpoint: Checkpoint,
+    dataset: Dataset,
+    cut: Split,
+    out: Path,
+    device: torch.device,
+    *,
+    force: bool = False,
+) -> files.Bundle:
+    """Write the bundle of a finished run on the images at hand; `out` appears whole or not at all."""
+    if not checkpoint.finished:
+        raise RunError(
+            f"the run has taken {checkpoint.step} of {checkpoint.total_steps} steps: resume it first"
+        )
+    plan, n_classes = checkpoint.plan, len(dataset.class_labels)
+    network = make_network(plan.network, n_classes)
+    network.load_state_dict(checkpoint.network)
+    size = dataset.train.images.shape[1]
+    model = export_onnx(network, size)
+    images = (dataset.test if len(dataset.test) else cut.trained).images
+    check_parity(network, model, images, checkpoint)
+
+    network.to(device)
+    trained = np.bincount(cut.trained.labels, minlength=n_classes)
+    source_prior = prior_from_counts(trained)
+    loss = make_loss(plan.loss, source_prior, plan.tau, device)
+    groups = groups_of(dataset.class_counts)
+    held, test = (
+        evaluate(network, part.images, mean=checkpoint.mean, std=checkpoint.std, device=device)
+        for part in (cut.holdout, dataset.test)
+    )
+    fitted = calibrate(
+        held, cut.holdout.labels, logit_offset=loss.logit_offset, source_prior=source_prior, groups=groups
+    )
+    test_curve = errors_at(
+        GRID,
+        test,
+        dataset.test.labels,
+        logit_offset=loss.logit_offset,
+        source_prior=source_prior,
+        groups=groups,
+    )
+    shown = {0.0, 1.0, fitted.tau, fitted.calibration.tau_by_error}
+    manifest = Manifest(
+        name=out.name,
+        created=datetime.now(UTC).replace(microsecond=0),
+        classes=[
+            ClassEntry(label=label, count=int(count), trained=int(seen))
+            for label, count, seen in zip(dataset.class_labels, dataset.class_counts, trained, strict=True)
+        ],
+        source_prior=source_prior.tolist(),
+        logit_offset=loss.logit_offset.tolist(),
+        temperature=fitted.temperature,
+        tau=fitted.tau,
+        tau_curve=fitted.tau_curve,
+        groups=groups,
+        input=ImageInput(height=size, width=size, mean=list(checkpoint.mean), std=list(checkpoint.std)),
+        graph=GRAPH,
+        network=plan.network,
+        loss=Loss(name=loss.name, tau=loss.tau),
+        recipe=_recipe(checkpoint),
+        dataset=_dataset_entry(plan, dataset, cut),
+        calibration=fitted.calibration,
+        seed=plan.seed,
+        git_commit=checkpoint.git_commit,
+        metrics=Metrics(
+            holdout=[point for point in fitted.tau_curve if point.tau in shown],
+            test=[point for point in test_curve if point.tau in shown],
+        ),
+    )
+    content = {
+        files.MODEL: model,
+        PNG: tau_curve_png(manifest, test_curve),
+        CARD: model_card(manifest, training_command(plan, out)).encode(),
+    }
+    if len(cut.holdout):
+        content[files.HOLDOUT] = files.encode_holdout(held, cut.holdout.labels)
+    try:
+        return files.write(out, manifest, content, force=force)
+    except (files.BundleError, OSError) as failure:
+        raise BundleError(f"{out} could not be written: {failure}") from failure
+
+
+def export_onnx(network: nn.Module, size: int) -> bytes:
+    """Return the network as one ONNX file: normalised float32 `input` (batch, 3, size, size) to `logits`."""
+    network.eval()
+    program = torch.onnx.export(
+        network,
+        (torch.zeros(2, 3, size, size),),
+        input_names=[GRAPH.input],
+        output_names=[GRAPH.output],
+        opset_version=_OPSET,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
+        dynamo=True,
+        verbose=False,
+    )
+    if program is None:
+        raise BundleError("torch exported nothing")
+    model = program.model_proto
+    _forget_origins(model)
+    model.ir_version = min(model.ir_version, _NEWEST_IR)
+    onnx.checker.check_model(model)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _forget_origins(model: onnx.ModelProto) -> None:
+    """Drop the exporter's notes: traces with the paths of the machine that trained."""
+    graph = model.graph
+    for part in (
+        model,
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+    ):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
+def check_parity(network: nn.Module, model: bytes, images: NDArray[np.uint8], checkpoint: Checkpoint) -> None:
+    """Hold ONNX Runtime to torch on real images at several batch sizes; raises BundleError if they part."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its import alone would write to the home folder
+    import onnxruntime  # noqa: PLC0415
+
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    network.eval()
+    mean, std = torch.tensor(checkpoint.mean), torch.tensor(checkpoint.std)
+    for n in _PARITY_BATCHES:
+        chosen = np.resize(np.linspace(0, len(images) - 1, num=min(n, len(images)), dtype=int), n)
+        pixels = normalise(torch.from_numpy(images[chosen]), mean, std).contiguous()
+        with torch.inference_mode():
+            expected = network(pixels).numpy()
+        (answered,) = session.run([GRAPH.output], {GRAPH.input: pixels.numpy()})
+        gap = float(np.abs(answered - expected).max())
+        allowed = _PARITY_TOLERANCE * max(1.0, float(np.abs(expected).max()))
+        if answered.shape != expected.shape or not gap <= allowed:
+            raise BundleError(
+                f"at batch {n} ONNX Runtime's logits differ from torch's by {gap:.2g}, over {allowed:.2g}"
+            )
+
+
+def training_command(plan: Plan, out: Path) -> str:
+    """Return the command that trains this again; folders are written as a reader's own."""
+    source = plan.source
+    words = ["python", "-m", "training.fit", "--dataset", source.dataset]
+    if source.dataset == "npz":
+        words += ["--train-file", Path(source.train_file or "").name]
+        words += ["--test-file", Path(source.test_file or "").name]
+    elif source.dataset == "imagefolder":
+        words += ["--data-dir", Path(source.data_dir or "").name, "--image-size", str(source.image_size)]
+    else:
+        words += ["--profile", source.profile, "--imbalance-ratio", f"{source.imbalance_ratio:g}"]
+    words += ["--network", plan.network, "--loss", plan.loss]
+    if plan.tau is not None:
+        words += ["--tau", f"{plan.tau:g}"]
+    words += ["--recipe", plan.recipe.name]
+    words += ["--steps", str(plan.steps)] if plan.steps is not None else ["--epochs", str(plan.epochs)]
+    words += ["--holdout", f"{plan.holdout:g}", "--seed", str(plan.seed), "--out", f"models/{out.name}"]
+    return shlex.join(words)
+
+
+def _recipe(checkpoint: Checkpoint) -> dict[str, Any]:
+    plan, machine = checkpoint.plan, checkpoint.machine
+    return {
+        **{
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(plan.recipe).items()
+        },
+        "epochs": plan.epochs,
+        "steps": checkpoint.total_steps,
+        "seconds": round(checkpoint.seconds, 1),
+        **asdict(machine),
+    }
+
+
+def _dataset_entry(plan: Plan, dataset: Dataset, cut: Split) -> DatasetEntry:
+    source = plan.source
+    detail: dict[str, str | int | float | bool | None] = {"holdout": plan.holdout}
+    if source.dataset in {"cifar10-lt", "cifar100-lt", "shapes-lt"}:
+        detail |= {"profile": source.profile, "imbalance_ratio": source.imbalance_ratio}
+    if dataset.note:
+        detail["note"] = dataset.note
+    return DatasetEntry(
+        name=dataset.name,
+        detail=detail,
+        train_images=len(cut.trained),
+        holdout_images=len(cut.holdout),
+        test_images=len(dataset.test),
+    )

@@ -1,0 +1,23 @@
+"""What can be wrong with a request to train, so that one place turns it into one line and exit code 2.
+
+TrainingError
+├── DataError        a data set that is unknown, missing, empty or corrupt
+├── RunError         a run folder or checkpoint that does not fit what was asked for
+└── BundleError      a bundle that cannot be written, or whose network does not answer as the trained one
+"""
+
+
+class TrainingError(Exception):
+    """Base of what the command line reports without a trace."""
+
+
+class DataError(TrainingError):
+    """The training or test images cannot be used."""
+
+
+class RunError(TrainingError):
+    """The run folder, its checkpoint or the requested schedule does not allow this run."""
+
+
+class BundleError(TrainingError):
+    """The bundle cannot be written."""

@@ -1,0 +1,147 @@
+"""The command that trains: `python -m training.fit` reads images, trains a network and writes its bundle."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from bundle.manifest import NAME_PATTERN
+from training import checkpoint as checkpoints
+from training.bundling import write_bundle
+from training.checkpoint import Plan, Source
+from training.data import PROFILES, split
+from training.exceptions import RunError, TrainingError
+from training.loop import choose_device
+from training.losses import LOSSES, default_tau
+from training.networks import NETWORKS, default_image_size
+from training.progress import Progress
+from training.recipes import COSINE, RECIPES
+from training.run import Stopped, check_room, train
+from training.sources import DATASETS, read
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 done, 2 refused, 130 stopped by Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    progress = Progress()
+    try:
+        return _fit(options, progress)
+    except TrainingError as failure:
+        progress.say(f"training.fit: {failure}")
+        return 2
+    except KeyboardInterrupt:
+        progress.say("training.fit: interrupted")
+        return 130
+
+
+def _fit(options: argparse.Namespace, progress: Progress) -> int:
+    out: Path = options.out
+    run_folder: Path = options.runs / out.name
+    if not re.match(NAME_PATTERN, out.name):
+        raise RunError(
+            f"--out: '{out.name}' cannot name a model; use letters, digits, '.', '_' and '-', at most 64"
+        )
+    if out.exists() and not options.force:
+        raise RunError(f"{out} exists already; --force replaces it when the new bundle is ready")
+    device = choose_device(options.device)
+    plan = _plan(options)
+    saved = run_folder / checkpoints.FILE
+    if options.resume and not saved.exists():
+        raise RunError(f"--resume: there is no checkpoint {saved}")
+    if saved.exists() and not (options.resume or options.force):
+        raise RunError(f"{saved} is there already; --resume goes on from it, --force starts anew")
+    dataset = read(plan.source, plan.seed)
+    cut = split(dataset, plan.holdout, plan.seed)
+    progress.say(
+        f"{dataset.name}: {len(dataset.class_labels)} classes, {len(cut.trained):,} images to train on,"
+        f" {len(cut.holdout):,} held out, {len(dataset.test):,} to test; {plan.network} on {device.type}"
+    )
+    check_room(plan.network, len(dataset.class_labels), (run_folder, out.parent))
+    result = train(plan, dataset, cut, run_folder, device=device, progress=progress, resume=options.resume)
+    if isinstance(result, Stopped):
+        progress.say(f"stopped after step {result.step}; the same command with --resume goes on")
+        return 130
+    bundle = write_bundle(result, dataset, cut, out, device, force=options.force)
+    print(f"{out} version {bundle.version}")
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    if options.epochs is not None and options.steps is not None:
+        raise RunError("--epochs and --steps exclude each other")
+    if options.dataset not in DATASETS:
+        raise RunError(f"unknown data set '{options.dataset}'; known are {', '.join(DATASETS)}")
+    recipe = RECIPES[options.recipe]
+    size = options.image_size
+    if size is None and options.dataset == "imagefolder":
+        size = default_image_size(options.network)
+    return Plan(
+        source=Source(
+            dataset=options.dataset,
+            data_dir=_absolute(options.data_dir),
+            train_file=_absolute(options.train_file),
+            test_file=_absolute(options.test_file),
+            profile=options.profile,
+            imbalance_ratio=options.imbalance_ratio,
+            image_size=size,
+        ),
+        network=options.network,
+        loss=options.loss,
+        tau=default_tau(options.loss) if options.tau is None else options.tau,
+        recipe=recipe,
+        epochs=None if options.steps is not None else options.epochs or recipe.epochs,
+        steps=options.steps,
+        holdout=options.holdout,
+        seed=options.seed,
+    )
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _OneLineParser(prog="training.fit", description=__doc__)
+    add = parser.add_argument
+    add("--dataset", required=True, metavar="D", help=f"one of {', '.join(DATASETS)}")
+    add("--data-dir", type=Path, help="folder with the data; CIFAR is downloaded without it")
+    add("--train-file", type=Path, help="npz: the training images")
+    add("--test-file", type=Path, help="npz: the test images")
+    add("--profile", choices=PROFILES, default="exp", help="shape of the long tail (default %(default)s)")
+    add("--imbalance-ratio", type=float, default=100.0, help="largest over smallest class (default 100)")
+    add("--image-size", type=_at_least(1), help="imagefolder: side in pixels (default: the network's own)")
+    add("--holdout", type=float, default=0.1, help="share held out for tau and temperature (default 0.1)")
+    add("--network", choices=list(NETWORKS), default="resnet32", help="default %(default)s")
+    add("--loss", choices=list(LOSSES), default="cross-entropy", help="default %(default)s")
+    add("--tau", type=float, help="tau of the logit-adjusted loss (default 1)")
+    add("--recipe", choices=list(RECIPES), default=COSINE.name, help="default %(default)s")
+    add("--epochs", type=_at_least(1), help="passes over the data (default: the recipe's)")
+    add("--steps", type=_at_least(1), help="batches, instead of --epochs")
+    add("--seed", type=_at_least(0), default=0, help="default %(default)s")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default %(default)s")
+    add("--resume", action="store_true", help="go on from the checkpoint in the run folder")
+    add("--force", action="store_true", help="replace an existing run and bundle")
+    add("--runs", type=Path, default=Path("runs"), help="where checkpoints and logs go (default runs/)")
+    add("--out", type=Path, required=True, help="folder of the bundle, such as models/NAME")
+    return parser
+
+
+def _at_least(smallest: int):  # type: ignore[no-untyped-def]
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < smallest:
+            raise argparse.ArgumentTypeError(f"must be at least {smallest}, not {value}")
+        return value
+
+    return whole_number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

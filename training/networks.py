@@ -1,0 +1,104 @@
+"""The networks that can be trained, so that a name in a recipe and a name in a manifest mean the same layers.
+
+He et al. (2016), section 4.2, for CIFAR; torchvision's ResNets for larger images.
+"""
+
+from collections.abc import Callable
+
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.exceptions import RunError
+
+
+def make_network(name: str, n_classes: int) -> nn.Module:
+    """Return the named network with fresh weights: float32 (B, 3, H, W) in, logits (B, n_classes) out.
+
+    Weights are drawn from torch's global generator: seed it first.
+    """
+    try:
+        return NETWORKS[name](n_classes)
+    except KeyError:
+        raise RunError(f"unknown network '{name}'; known are {', '.join(NETWORKS)}") from None
+
+
+class CifarResNet(nn.Module):
+    """The 6n+2-layer ResNet for 32x32 images, widths 16-32-64, with the paper's parameter-free shortcuts.
+
+    With n = 5 (32 layers) it has 464,154 weights for 10 classes and 470,004 for 100.
+    """
+
+    def __init__(self, blocks_per_stage: int, n_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(16)
+        blocks: list[nn.Module] = []
+        channels = 16
+        for width in (16, 32, 64):
+            for place in range(blocks_per_stage):
+                stride = 2 if width > 16 and place == 0 else 1
+                blocks.append(_BasicBlock(channels, width, stride))
+                channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(channels, n_classes)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, n_classes)."""
+        features: Tensor = self.blocks(functional.relu(self.stem_norm(self.stem(images))))
+        logits: Tensor = self.head(features.mean((2, 3)))
+        return logits
+
+
+class _BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside option A's shortcut: every second pixel, new channels filled with zeros."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
+        self.first_norm = nn.BatchNorm2d(width)
+        self.second = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.second_norm = nn.BatchNorm2d(width)
+        self.stride = stride
+        self.new_channels = width - channels
+
+    def forward(self, features: Tensor) -> Tensor:
+        out = functional.relu(self.first_norm(self.first(features)))
+        out = self.second_norm(self.second(out))
+        if self.stride == 1:
+            return functional.relu(out + features)
+        shortcut = features[:, :, :: self.stride, :: self.stride]
+        half = self.new_channels // 2
+        return functional.relu(out + functional.pad(shortcut, (0, 0, 0, 0, half, self.new_channels - half)))
+
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "resnet20": lambda n_classes: CifarResNet(3, n_classes),
+    "resnet32": lambda n_classes: CifarResNet(5, n_classes),
+    "resnet56": lambda n_classes: CifarResNet(9, n_classes),
+    "resnet18": lambda n_classes: torchvision.models.resnet18(num_classes=n_classes),
+    "resnet50": lambda n_classes: torchvision.models.resnet50(num_classes=n_classes),
+    "resnet152": lambda n_classes: torchvision.models.resnet152(num_classes=n_classes),
+}
+
+
+def default_image_size(name: str) -> int:
+    """Return the side in pixels that the named network was designed for."""
+    return 32 if name in {"resnet20", "resnet32", "resnet56"} else 224
+
+
+def count_weights(network: nn.Module) -> int:
+    """Return the number of trainable parameters."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def decayed_parameters(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Return (weights of convolutions and linear layers, the rest): only the first get weight decay."""
+    decayed = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    chosen = {id(parameter) for parameter in decayed}
+    return decayed, [parameter for parameter in network.parameters() if id(parameter) not in chosen]
