@@ -161,7 +161,7 @@ class Priors:
         return await self._add(replace(earlier, created=self._clock()), precondition)
 
     async def delete(self, label_set: str, name: str, precondition: Precondition = NO_PRECONDITION) -> None:
-        """Delete a name, but not `default` (Conflict). Its numbers are never given again. Raises NotFound, Stale."""
+        """Delete a name; its numbers are never given again. Raises Conflict, NotFound, Stale."""
         if name == DEFAULT:
             raise Conflict("priors-default", "The default priors cannot be deleted; change them instead.")
         async with self._changing:
