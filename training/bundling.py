@@ -55,7 +55,7 @@ def bundle_from_checkpoint(
     source = checkpoint.plan.source
     if data_dir is not None:
         source = checkpoints.Source(**{**asdict(source), "data_dir": str(data_dir.absolute())})
-    dataset = read(source)
+    dataset = read(source, checkpoint.plan.seed)
     if dataset.fingerprint() != checkpoint.data_fingerprint:
         raise RunError(f"{path} was trained on other images or labels than those found now")
     cut = split(dataset, checkpoint.plan.holdout, checkpoint.plan.seed)

@@ -13,11 +13,11 @@ from training.checkpoint import Plan, Source
 from training.data import PROFILES, split
 from training.exceptions import RunError, TrainingError
 from training.loop import choose_device
-from training.losses import LOSSES
+from training.losses import LOSSES, default_tau
 from training.networks import NETWORKS, default_image_size
 from training.progress import Progress
 from training.recipes import COSINE, RECIPES
-from training.run import Stopped, train
+from training.run import Stopped, check_room, train
 from training.sources import DATASETS, read
 
 
@@ -30,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     except TrainingError as failure:
         progress.say(f"training.fit: {failure}")
         return 2
+    except KeyboardInterrupt:
+        progress.say("training.fit: interrupted")
+        return 130
 
 
 def _fit(options: argparse.Namespace, progress: Progress) -> int:
@@ -48,15 +51,14 @@ def _fit(options: argparse.Namespace, progress: Progress) -> int:
         raise RunError(f"--resume: there is no checkpoint {saved}")
     if saved.exists() and not (options.resume or options.force):
         raise RunError(f"{saved} is there already; --resume goes on from it, --force starts anew")
-    dataset = read(plan.source)
+    dataset = read(plan.source, plan.seed)
     cut = split(dataset, plan.holdout, plan.seed)
     progress.say(
         f"{dataset.name}: {len(dataset.class_labels)} classes, {len(cut.trained):,} images to train on,"
         f" {len(cut.holdout):,} held out, {len(dataset.test):,} to test; {plan.network} on {device.type}"
     )
-    if not options.resume:
-        saved.unlink(missing_ok=True)
-    result = train(plan, dataset, cut, run_folder, device=device, progress=progress)
+    check_room(plan.network, len(dataset.class_labels), (run_folder, out.parent))
+    result = train(plan, dataset, cut, run_folder, device=device, progress=progress, resume=options.resume)
     if isinstance(result, Stopped):
         progress.say(f"stopped after step {result.step}; the same command with --resume goes on")
         return 130
@@ -86,7 +88,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         ),
         network=options.network,
         loss=options.loss,
-        tau=options.tau,
+        tau=default_tau(options.loss) if options.tau is None else options.tau,
         recipe=recipe,
         epochs=None if options.steps is not None else options.epochs or recipe.epochs,
         steps=options.steps,

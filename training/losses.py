@@ -41,6 +41,11 @@ def make_loss(name: str, source_prior: Prior, tau: float | None, device: torch.d
         raise RunError(f"unknown loss '{name}'; known are {', '.join(LOSSES)}") from None
 
 
+def default_tau(name: str) -> float | None:
+    """Return the tau that the named loss has when none is given, None where it has no tau."""
+    return 1.0 if name == "logit-adjusted" else None
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean softmax cross-entropy (Menon et al., 2021, eq. 1). Leaves logit_offset 0."""
     return functional.cross_entropy(logits.float(), labels)
@@ -62,7 +67,8 @@ def _cross_entropy_loss(source_prior: Prior, tau: float | None, device: torch.de
 
 
 def _logit_adjusted_loss(source_prior: Prior, tau: float | None, device: torch.device) -> Loss:
-    tau = 1.0 if tau is None else tau
+    if tau is None:
+        raise RunError("the logit-adjusted loss needs a tau")
     if not (np.isfinite(tau) and tau >= 0):
         raise RunError(f"--tau must be a finite number, zero or more, not {tau}")
     prior = torch.tensor(source_prior, dtype=torch.float32, device=device)

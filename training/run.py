@@ -1,12 +1,14 @@
 """One training run as a folder, runs/NAME: checkpoint, logs, and the loop between them."""
 
 import csv
+import fcntl
 import math
+import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from types import FrameType
 import numpy as np
 import torch
 
+from longtail.priors import prior_from_counts
 from training import checkpoint as checkpoints
 from training.checkpoint import Checkpoint, Machine, Plan
 from training.data import Dataset, Split, channel_statistics
@@ -42,36 +45,64 @@ class Stopped:
 
 
 def train(
-    plan: Plan, dataset: Dataset, split: Split, folder: Path, *, device: torch.device, progress: Progress
+    plan: Plan,
+    dataset: Dataset,
+    split: Split,
+    folder: Path,
+    *,
+    device: torch.device,
+    progress: Progress,
+    resume: bool,
 ) -> Checkpoint | Stopped:
-    """Train what the plan says in the run folder, from its checkpoint if there is one, and log as it goes.
+    """Train what the plan says in the run folder, from its checkpoint or anew, and log as it goes.
 
     After each epoch, and on the first Ctrl-C or SIGTERM, the checkpoint is replaced whole. Raises RunError.
     """
-    source_prior = np.bincount(split.trained.labels, minlength=len(dataset.class_labels)) / len(split.trained)
+    source_prior = prior_from_counts(np.bincount(split.trained.labels, minlength=len(dataset.class_labels)))
     loss = make_loss(plan.loss, source_prior, plan.tau, device)
     seed_weights(plan.seed)
     trainee = new_trainee(make_network(plan.network, len(dataset.class_labels)), plan.recipe, device)
-    start = _starting_point(plan, dataset, split, device)
-    _check_disk(folder, count_weights(trainee.network))
-    if (folder / checkpoints.FILE).exists():
-        start = _resumed(start, folder / checkpoints.FILE, trainee, progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    data = TrainingData(
-        torch.from_numpy(split.trained.images).to(device),
-        torch.from_numpy(split.trained.labels).to(device),
-        torch.tensor(start.mean, device=device),
-        torch.tensor(start.std, device=device),
-    )
-    with progress.showing(start, folder), _interruptions() as interrupted:
-        steps = fit(trainee, data, loss, plan.recipe, total_steps=start.total_steps, seed=plan.seed)
-        epoch_steps = steps_per_epoch(len(split.trained), plan.recipe.batch_size)
-        for row in _rows(steps, epoch_steps, start, progress, interrupted):
-            start = _at(start, trainee, row)
-            checkpoints.save(start, folder / checkpoints.FILE)
-            _write_log(start.history, folder / "log.csv")
-            progress.epoch(row)
-    return start if start.finished else Stopped(start.step)
+    now = _starting_point(plan, dataset, split, device)
+    try:
+        with _alone_in(folder):
+            if resume:
+                now = _resumed(now, folder / checkpoints.FILE, trainee, progress)
+            else:
+                _clear(folder)
+            data = TrainingData(
+                torch.from_numpy(split.trained.images).to(device),
+                torch.from_numpy(split.trained.labels).to(device),
+                torch.tensor(now.mean, device=device),
+                torch.tensor(now.std, device=device),
+            )
+            steps = fit(trainee, data, loss, plan.recipe, total_steps=now.total_steps, seed=plan.seed)
+            epoch_steps = steps_per_epoch(len(split.trained), plan.recipe.batch_size)
+            with progress.showing(now, folder), _interruptions() as interrupted:
+                for row in _rows(steps, epoch_steps, now, progress, interrupted):
+                    now = _at(now, trainee, row)
+                    checkpoints.save(now, folder / checkpoints.FILE)
+                    _write_log(now.history, folder / "log.csv")
+                    progress.epoch(row)
+    except OSError as failure:
+        raise RunError(f"{folder} cannot be used: {failure.strerror or failure}") from failure
+    return now if now.finished else Stopped(now.step)
+
+
+def check_room(network: str, n_classes: int, folders: Iterable[Path]) -> None:
+    """Refuse a run whose checkpoints (weights and momentum, old and new at once) or bundle will not fit."""
+    with torch.device("meta"):
+        n_weights = count_weights(make_network(network, n_classes))
+    needed = n_weights * 4 * 6 + 20 * 2**20
+    for folder in folders:
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            raise RunError(f"nothing can be written under {existing}")
+        free = shutil.disk_usage(existing).free
+        if free < needed:
+            raise RunError(
+                f"the disk under {existing} has {free / 2**20:.0f} MiB left; the checkpoints and the bundle"
+                f" of this run need {needed / 2**20:.0f}"
+            )
 
 
 def _rows(
@@ -130,7 +161,7 @@ def _starting_point(plan: Plan, dataset: Dataset, split: Split, device: torch.de
 
 
 def _resumed(fresh: Checkpoint, path: Path, trainee: Trainee, progress: Progress) -> Checkpoint:
-    """Put the saved state into the trainee and return it as the new start. Raises RunError if it differs."""
+    """Put the saved state into the trainee and return it as the new start; RunError if it differs."""
     saved = checkpoints.load(path)
     differing = checkpoints.differences(saved.plan, fresh.plan)
     if differing:
@@ -160,6 +191,26 @@ def _at(before: Checkpoint, trainee: Trainee, row: dict[str, float]) -> Checkpoi
     )
 
 
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left, and nothing else."""
+    for name in (checkpoints.FILE, "log.csv"):
+        (folder / name).unlink(missing_ok=True)
+    if (folder / "tensorboard").exists():
+        shutil.rmtree(folder / "tensorboard")
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Make the folder and hold it: two runs in one would replace each other's checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as failure:
+            raise RunError(f"another process is training in {folder}") from failure
+        yield
+
+
 @contextmanager
 def _interruptions() -> Iterator[list[int]]:
     """Collect the first Ctrl-C or SIGTERM instead of raising it amid a step; the second acts at once."""
@@ -187,18 +238,6 @@ def _write_log(history: list[dict[str, float]], path: Path) -> None:
         rows.writeheader()
         rows.writerows(history)
     scratch.replace(path)
-
-
-def _check_disk(folder: Path, n_weights: int) -> None:
-    """Refuse a run whose checkpoints (weights and momentum, old and new at once) and bundle cannot fit."""
-    needed = n_weights * 4 * 6 + 20 * 2**20
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise RunError(
-            f"the disk under {existing} has {free / 2**20:.0f} MiB left; the checkpoints and the bundle of"
-            f" this run need {needed / 2**20:.0f}"
-        )
 
 
 def _git_commit() -> str | None:
