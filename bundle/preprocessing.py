@@ -229,23 +229,26 @@ def _wide_colour(image: Image.Image, data: bytes) -> Image.Image | None:
     if raw_mode is None or ";16" not in raw_mode:
         return None
     if raw_mode == "LA;16B":  # four bytes a pixel: read them as they are
-        four = np.asarray(_reread(data, "RGBA", "RGBA")).astype(np.uint16)
-        scaled = (four[:, :, 0::2] * 256 + four[:, :, 1::2]) // 257
-        return Image.fromarray(scaled.astype(np.uint8), "LA")
+        four = np.asarray(_reread(data, "RGBA", "RGBA"))
+        return Image.fromarray(_over_257(four[:, :, 0::2], four[:, :, 1::2]), "LA")
     stem, _, order = raw_mode.partition(";16")
     if stem not in _WIDE_MODES:
         return None
     mode, raw_stem = _WIDE_MODES[stem]
     low_order = "B" if order == "L" or (order == "N" and sys.byteorder == "little") else "L"
-    high = np.asarray(_reread(data, mode, f"{raw_stem};16{order}")).astype(np.uint16)
+    high = np.asarray(_reread(data, mode, f"{raw_stem};16{order}"))
     low = np.asarray(_reread(data, mode, f"{raw_stem};16{low_order}"))
-    values = high * 256 + low
-    colour = Image.fromarray((values // 257).astype(np.uint8), "RGBa" if stem == "RGBa" else mode)
+    colour = Image.fromarray(_over_257(high, low), "RGBa" if stem == "RGBa" else mode)
     key = image.info.get("transparency")
     if stem == "RGB" and isinstance(key, tuple):
-        opaque = np.any(values != np.array(key, dtype=np.uint16), axis=2)
+        opaque = np.any((high != [part >> 8 for part in key]) | (low != [part & 255 for part in key]), axis=2)
         colour.putalpha(Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8)))
     return colour
+
+
+def _over_257(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return (256 high + low) // 257 in uint8: of 257 high + (low - high) that is high or one less."""
+    return high - (low < high)
 
 
 def _raw_mode(image: Image.Image) -> str | None:

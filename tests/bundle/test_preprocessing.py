@@ -373,6 +373,7 @@ def test_grey_input_is_pillows_luma_in_one_channel_and_bgr_is_left_to_the_graph(
     assert (decode(data, spec(H, W, colour="BGR")) == values).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
 def test_the_crop_rule_is_torchvisions_resize_and_centre_crop(interpolation: str) -> None:
     v2 = pytest.importorskip("torchvision.transforms.v2", reason="torchvision is not installed")
