@@ -66,14 +66,11 @@ def mean_error(by_class: ClassErrors, members: npt.ArrayLike | None = None) -> M
     Over all classes it is the balanced error (Menon et al. 2021, eq. 2), over a group that group's error:
     each class counts alike however many labels it has, and a class without labels is left out, not zero.
     """
-    chosen = np.arange(len(by_class.errors)) if members is None else np.asarray(members, dtype=np.intp)
-    if not chosen.size:
-        raise ValueError("A mean over no class does not exist: leave an empty group out.")
-    errors, labels, effective = (
-        by_class.errors[chosen],
-        by_class.labels[chosen],
-        by_class.effective[chosen],
-    )
+    n_classes = len(by_class.errors)
+    chosen = checked_labels(range(n_classes) if members is None else members, n_classes)
+    if not chosen.size or len(np.unique(chosen)) < len(chosen):
+        raise ValueError("A mean needs at least one class, and each class once.")
+    errors, labels, effective = by_class.errors[chosen], by_class.labels[chosen], by_class.effective[chosen]
     labelled = labels > 0
     interval = largest_variance(errors, effective)
     return MeanError(

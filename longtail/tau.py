@@ -1,6 +1,6 @@
 """What another tau would have given, on labels already there; and which tau to take."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from longtail.adjustment import adjustment, checked_logits
 from longtail.calibration import class_mean_weights, fit_temperature
-from longtail.metrics import ClassErrors, MeanError, class_errors, group_members, mean_error
+from longtail.metrics import ClassErrors, MeanError, class_errors, mean_error
 from longtail.priors import Floats, uniform_prior
 
 GRID = tuple(step / 10 for step in range(41))  # 0, 0.1 ... 4
@@ -45,26 +45,24 @@ def tau_curve(
     target_prior: npt.ArrayLike,
     taus: Sequence[float],
     *,
-    groups: Sequence[str] | None = None,
+    groups: Mapping[str, npt.ArrayLike] | None = None,
     weights: npt.ArrayLike | None = None,
 ) -> list[TauPoint]:
     """Return the errors of argmax s at each tau, from f + b of shape (N, L) and labels (N,).
 
-    `groups` names each class's group, `weights` are 1 / sampling_probability (see `class_errors`). Each
-    interval holds at a tau fixed beforehand; at the tau picked for its error it is too hopeful.
+    `groups` holds the indices of each group's classes (as `group_members` gives them; they may overlap),
+    `weights` are 1 / sampling_probability (see `class_errors`). Each interval holds at a tau fixed
+    beforehand; at the tau picked for its error it is too hopeful.
     """
-    members = {} if groups is None else group_members(groups)
     points = []
     for tau, ranked in _ranked_at(logits_plus_offset, source_prior, target_prior, taus):
-        if groups is not None and len(groups) != ranked.shape[1]:
-            raise ValueError(f"There are {ranked.shape[1]} classes but {len(groups)} names of groups.")
         by_class = class_errors(labels, ranked.argmax(axis=1), ranked.shape[1], weights)
         points.append(
             TauPoint(
                 tau=tau,
                 by_class=by_class,
                 balanced=mean_error(by_class),
-                groups={name: mean_error(by_class, classes) for name, classes in members.items()},
+                groups={name: mean_error(by_class, classes) for name, classes in (groups or {}).items()},
             )
         )
     return points
@@ -75,7 +73,7 @@ def choose_tau(
     labels: npt.ArrayLike,
     source_prior: npt.ArrayLike,
     grid: Sequence[float] = GRID,
-    groups: Sequence[str] | None = None,
+    groups: Mapping[str, npt.ArrayLike] | None = None,
 ) -> ChosenTau:
     """Choose tau on held-out labels, for a uniform target prior.
 

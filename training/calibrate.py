@@ -37,8 +37,11 @@ def calibrate(
     source_prior: npt.NDArray[np.float64],
     groups: Sequence[Group],
     offset_origin: Literal["known", "fitted", "assumed"] = "known",
+    weights: npt.NDArray[np.float64] | None = None,
 ) -> Calibrated:
     """Fit T and choose tau* on held-out images of the training distribution: logits f (n, L), labels (n,).
+
+    Images of another mix of labels need `weights` (n,) that make up for it in the fit of T.
 
     T has the least log loss of softmax((f + b) / T); tau* the least class-mean log loss at a temperature of
     its own, over 0, 0.1 ... 4. Without images T is 1 and there is no tau*.
@@ -48,7 +51,7 @@ def calibrate(
         unknown = Calibration(logit_offset=offset_origin, temperature="unfitted", images=0, classes=0)
         return Calibrated(1.0, None, [], unknown)
     calibrated_logits = logits.astype(np.float64) + logit_offset
-    fitted = fit_temperature(calibrated_logits, labels)
+    fitted = fit_temperature(calibrated_logits, labels, weights)
     chosen = tau.choose_tau(
         calibrated_logits, labels, source_prior, groups=group_names(groups, len(source_prior))
     )

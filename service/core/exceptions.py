@@ -11,6 +11,10 @@ Refusal
 ├── Overloaded           the queue is full; says when to retry     429
 ├── Unavailable          not able, with the reason                 503
 └── DeadlineExceeded     the time allowed for the request is over  504
+
+StateUnusable            what keeps the service from starting: exit 2 and one line
+├── StateLocked          another service has the state
+└── StateTooNew          a newer version wrote it
 """
 
 from __future__ import annotations
@@ -72,3 +76,15 @@ class Unavailable(Refusal):
 
 class DeadlineExceeded(Refusal):
     """The time allowed for the request is over."""
+
+
+class StateUnusable(Exception):  # noqa: N818 - as above
+    """The state cannot be opened; the message is one line that says why."""
+
+
+class StateLocked(StateUnusable):
+    """Another service has the state open."""
+
+
+class StateTooNew(StateUnusable):
+    """The state was written by a newer version than this one."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from service.core.models import Models
     from service.core.monitor import Monitor
-    from service.core.ports import Clock, Store
+    from service.core.ports import Clock, Observer, Store
     from service.core.predict import Predictor
     from service.core.priors import Priors
 
@@ -23,3 +23,4 @@ class Parts:
     monitor: Monitor
     store: Store
     clock: Clock
+    observer: Observer

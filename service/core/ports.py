@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 class EngineOutput:
     """What an engine answers for a batch of B images, K classes each, in the batch's order.
 
-    `indices` int64 and `scores` float32 are (B, K), best first, ties to the lower index; `log_partition` is
-    logsumexp(s / T), float32 (B,); `unadjusted_*` the same at tau = 0, one class each; `logits` is f,
-    float32 (B, L).
+    `indices` int64 and `scores` float64 are (B, K), best first, ties to the lower index; `log_partition` is
+    logsumexp(s / T), float64 (B,); `unadjusted_*` the same at tau = 0, one class each, (B,); `logits` is f,
+    float32 (B, L). A row whose f is not finite means nothing; the others stand.
     """
 
     indices: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    log_partition: NDArray[np.float32]
+    scores: NDArray[np.float64]
+    log_partition: NDArray[np.float64]
     unadjusted_index: NDArray[np.int64]
-    unadjusted_score: NDArray[np.float32]
-    unadjusted_log_partition: NDArray[np.float32]
+    unadjusted_score: NDArray[np.float64]
+    unadjusted_log_partition: NDArray[np.float64]
     logits: NDArray[np.float32]
 
 
@@ -53,13 +53,13 @@ class Engine(Protocol):
     def run(
         self,
         pixels: NDArray[np.uint8],
-        offsets: NDArray[np.float32],
+        offsets: NDArray[np.float64],
         rows: NDArray[np.int64],
         top_k: int,
     ) -> EngineOutput:
         """Answer a batch: pixels (B, H, W, C); image i is ranked by f + offsets[rows[i]], offsets (R, L).
 
-        Blocks the calling thread. Raises EngineError where the engine itself fails.
+        K is `top_k` cut to L. Blocks the calling thread. Raises EngineError where the engine itself fails.
         """
 
 
@@ -72,6 +72,16 @@ class Clock(Protocol):
 
     def __call__(self) -> datetime:
         """The time now, in UTC."""
+
+
+class Observer(Protocol):
+    """Who counts what happened. Neither blocks nor raises."""
+
+    def predicted(self, model: str, method: str, images: int) -> None:
+        """So many images were decided and answered."""
+
+    def learned(self, receipt: Receipt) -> None:
+        """Feedback was taken."""
 
 
 class Store(Protocol):
@@ -114,10 +124,18 @@ class Store(Protocol):
     async def learn(self, items: Sequence[FeedbackItem], received: datetime) -> Receipt:
         """Attach labels in order; synced to disk. The same label again changes nothing."""
 
-    async def labelled(
+    def labelled(
+        self, model: ModelVersion, since: datetime | None, until: datetime | None, *, with_logits: bool
+    ) -> AsyncIterator[LabelledPredictions]:
+        """The labelled predictions of one model version, by half-open times of prediction.
+
+        In blocks of bounded size, oldest first; logits are None unless they are asked for.
+        """
+
+    def recorded_logits(
         self, model: ModelVersion, since: datetime | None, until: datetime | None
-    ) -> LabelledPredictions:
-        """The labelled predictions of one model version, by half-open times of prediction."""
+    ) -> AsyncIterator[NDArray[np.float16]]:
+        """The logits of every prediction of one model version, labelled or not, in such blocks of (n, L)."""
 
     async def traffic(self, model: ModelVersion, since: datetime | None, until: datetime | None) -> Traffic:
         """The decisions of one model version, labelled or not, by half-open times of prediction."""

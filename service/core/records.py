@@ -103,9 +103,12 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """A decision as it is recorded and answered. `id` is a UUIDv7 that holds `created` to the millisecond."""
+    """A decision as it is recorded and answered.
 
-    id: UUID
+    `id` is a UUIDv7 that holds `created` to the millisecond; None where recording is off.
+    """
+
+    id: UUID | None
     created: datetime
     model_name: str
     model_version: str
@@ -166,16 +169,16 @@ class Receipt:
 
 @dataclass(frozen=True, eq=False)
 class LabelledPredictions:
-    """The labelled predictions of one model version in a window, as columns of n rows.
+    """Labelled predictions of one model version, as columns of n rows.
 
-    `logits` is float16 (n, L), `decided` and `labels` int64 (n,), `sampling_probability` float64 (n,), 1
-    where none was given.
+    `logits` is float16 (n, L), or None where they were not asked for; `decided` and `labels` int64 (n,),
+    `sampling_probability` float64 (n,), 1 where none was given.
     """
 
     decided: NDArray[np.int64]
     labels: NDArray[np.int64]
     sampling_probability: NDArray[np.float64]
-    logits: NDArray[np.float16]
+    logits: NDArray[np.float16] | None
 
 
 @dataclass(frozen=True, eq=False)

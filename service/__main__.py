@@ -1,0 +1,117 @@
+"""`python -m service`: read the settings, open the parts, serve until told to stop; exit 2 says why not."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Final
+
+import uvicorn
+import uvloop
+
+from service.adapters.telemetry import log_to_stderr
+from service.api.protocol import Protocol
+from service.app import create_app
+from service.settings import Settings, StartError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from fastapi import FastAPI
+
+_BACKLOG: Final = 2048
+# Above the 60 s that proxies keep idle connections, so that it is never this side that hangs up first.
+_KEEP_ALIVE_S: Final = 75
+_GRACE_S: Final = 25
+
+_log = logging.getLogger("tare")
+
+
+def main() -> int:
+    """Serve; return the exit code."""
+    log_to_stderr()
+    signals = _Signals()
+    try:
+        settings = Settings.from_environment()
+        with listen(settings) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(create_app(settings), listener, signals))
+    except StartError as refusal:
+        print(f"tare: {refusal}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Return a listening socket. Raises StartError where there is none to be had, or none without a token."""
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, address = found[0]
+    except (OSError, UnicodeError) as failure:
+        raise StartError(f"TARE_HOST: {settings.host} is no address of this machine") from failure
+    loopback = ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback
+    if not loopback and settings.admin_token is None and not settings.allow_anonymous:
+        raise StartError(
+            f"TARE_ADMIN_TOKEN: others can reach {settings.host}, so set a token, or TARE_ALLOW_ANONYMOUS=1 "
+            "where something else keeps them out"
+        )
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)  # at once: two that have only bound would not notice each other
+    except OSError as failure:
+        listener.close()
+        raise StartError(
+            f"TARE_PORT: cannot listen on {settings.host} port {settings.port} ({failure.strerror}); "
+            "choose another"
+        ) from failure
+    return listener
+
+
+class _Signals:
+    """Ends the process at once while it starts; later uvicorn takes the signals and stops gently.
+
+    uvicorn raises them again when it is done, and by then they are spent.
+    """
+
+    def __init__(self) -> None:
+        self.serving = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        if not self.serving:
+            raise SystemExit(128 + number)
+
+
+async def _serve(app: FastAPI, listener: socket.socket, signals: _Signals) -> None:
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        ws="none",
+        lifespan="off",  # entered here, so that a refusal to start reaches main as what it is
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+    async with app.router.lifespan_context(app):
+        url = _url(listener)
+        _log.info("listening", extra={"fields": {"url": url, "docs": f"{url}/docs"}})
+        signals.serving = True
+        await uvicorn.Server(config).serve(sockets=[listener])
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

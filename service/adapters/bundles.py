@@ -1,0 +1,126 @@
+"""Puts every bundle of a folder into service (read, compose, engine, queue), or says why not."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from bundle.files import BundleError, read
+from bundle.preprocessing import MAX_PIXELS
+from longtail.priors import checked_source_prior
+from service.adapters import images
+from service.adapters.onnx_engine import ProviderError, build
+from service.adapters.serving_graph import compose
+from service.core.batcher import Batcher, BatchReport, Capacity
+from service.core.decide import Decider
+from service.core.models import LoadedModel, Models, RefusedBundle
+from service.core.ports import EngineError
+from service.core.records import Group, ModelVersion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bundle.files import Bundle
+    from service.adapters.onnx_engine import Choice
+
+_log = logging.getLogger("tare.models")
+_CPU_MAX: Final = Path("/sys/fs/cgroup/cpu.max")
+
+
+def load_all(
+    folder: Path,
+    *,
+    default: str | None = None,
+    provider: Choice = "auto",
+    capacity: Capacity | None = None,
+    max_pixels: int = MAX_PIXELS,
+    listen: Callable[[str, BatchReport], None] | None = None,
+) -> Models:
+    """Load every bundle in `folder`, by folder name; one that cannot be served is refused, the rest load.
+
+    `default` names the default model. `listen` hears of each batch, with its model's name, on the thread that
+    ran it. Names that begin with a dot, and plain files, are no bundles.
+    """
+    capacity = capacity or Capacity(workers=cores())
+    loaded: dict[str, LoadedModel] = {}
+    refused: list[RefusedBundle] = []
+    for place in _folders(folder):
+        name = None
+        try:
+            bundle = read(place)
+            name = bundle.manifest.name
+            if name in loaded:
+                name = None
+                raise BundleError("model-name-taken", "another folder already serves a model of this name")
+            loaded[name] = load(bundle, provider, capacity, max_pixels=max_pixels, listen=listen)
+        except BundleError as failure:
+            refused.append(RefusedBundle(place.name, failure.code, failure.detail))
+        except ProviderError as failure:
+            refused.append(RefusedBundle(place.name, "provider-unavailable", str(failure), name))
+        except EngineError as failure:
+            refused.append(RefusedBundle(place.name, "model-does-not-run", str(failure)))
+    for model in loaded.values():
+        _log.info("model %s %s runs on %s", model.name, model.version.version, model.engine.provider)
+    for entry in refused:
+        _log.error("bundle %s refused: %s: %s", entry.folder, entry.code, entry.detail)
+    return Models(list(loaded.values()), refused, default)
+
+
+def load(
+    bundle: Bundle,
+    provider: Choice,
+    capacity: Capacity,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    listen: Callable[[str, BatchReport], None] | None = None,
+) -> LoadedModel:
+    """Put one bundle into service. Raises BundleError, or EngineError where it cannot run here."""
+    version = version_of(bundle)
+    engine = build(compose(bundle), provider, largest_batch=capacity.largest_batch)
+    decode = partial(images.pixels, spec=bundle.manifest.input, max_pixels=max_pixels)
+    decider = Decider(decode, engine, version.temperature)
+    hear = None if listen is None else partial(listen, version.name)
+    batcher = Batcher(decider.prepare, decider.run, capacity, name=version.name, listen=hear)
+    return LoadedModel(version, bundle.manifest, engine, batcher)
+
+
+def version_of(bundle: Bundle) -> ModelVersion:
+    """Return what replay needs of a bundle."""
+    manifest = bundle.manifest
+    return ModelVersion(
+        name=manifest.name,
+        version=bundle.version,
+        labels=tuple(manifest.labels),
+        class_counts=manifest.class_counts,
+        source_prior=checked_source_prior(manifest.source_prior),
+        logit_offset=np.array(manifest.logit_offset),
+        temperature=manifest.temperature,
+        tau=manifest.tau,
+        groups=tuple(Group(group.name, tuple(group.indices)) for group in manifest.groups),
+    )
+
+
+def cores() -> int:
+    """Return the cores this process may use: what it is pinned to, and what its container is allowed."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_MAX.read_text().split()
+    except (OSError, ValueError):
+        return allowed
+    return allowed if quota == "max" else max(1, min(allowed, math.ceil(int(quota) / int(period))))
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(
+            entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        )
+    except OSError as failure:
+        _log.error("the folder of models cannot be read: %s", failure.strerror)
+        return []

@@ -1,0 +1,1 @@
+"""The migrations, each named by its number: revisions follow each other in one line."""

@@ -1,0 +1,218 @@
+"""The one thread that writes: what many callers ask for becomes one commit.
+
+A sync to disk costs the same for one row as for hundreds, so the thread takes whatever waits (up to
+GROUP_ROWS), commits it as one transaction and then answers every caller. A caller is answered after the
+commit and never before; one whose work fails does not take its neighbours along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, NotSupportedError, ProgrammingError
+
+from service.core.exceptions import Overloaded, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from sqlalchemy import Connection, Engine
+
+_LOG = logging.getLogger(__name__)
+
+GROUP_ROWS: Final = 256
+BACKLOG_BYTES: Final = 32 << 20
+CHORES_EVERY_S: Final = 10.0
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+
+class Database(Protocol):
+    """What the writer needs to know of the database behind the connection."""
+
+    @property
+    def writer(self) -> Engine:
+        """Where its one connection comes from."""
+
+    def set_durable(self, connection: Connection, durable: bool) -> None:
+        """Sync every commit from here on, or not."""
+
+
+@dataclass(eq=False)
+class _Job:
+    work: Callable[[Connection, Sequence[Any]], Sequence[Any]]
+    argument: Any
+    durable: bool
+    rows: int
+    size_bytes: int
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
+
+
+_Settled = tuple[_Job, Any, BaseException | None]
+
+
+class Writer:
+    """Runs work on the database's one writing connection, in order of arrival.
+
+    `chores` is called between commits, now and then and until it returns False: whether there is more to do.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        chores: Callable[[Connection], bool],
+        listen: Callable[[float], None] | None = None,
+    ) -> None:
+        """`listen` hears the seconds of every commit, on the writer's thread."""
+        self._database = database
+        self._chores = chores
+        self._listen = listen
+        self._jobs: deque[_Job] = deque()
+        self._backlog_bytes = 0
+        self._closing = False
+        self._durable: bool | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._serve, name="store-writer", daemon=True)
+        self._thread.start()
+
+    async def submit(
+        self,
+        work: Callable[[Connection, Sequence[Argument]], Sequence[Result]],
+        argument: Argument,
+        *,
+        durable: bool,
+        rows: int = 1,
+        size_bytes: int = 0,
+        always: bool = False,
+    ) -> Result:
+        """Run `work` with this argument and return its result, after the commit.
+
+        `work` gets the arguments of neighbours with the same work and returns a result for each; it may be
+        run again, so it must change nothing but the database. `durable`: synced to disk. `always`: taken
+        even where the backlog is full. Raises Overloaded, Unavailable, or what `work` raises.
+        """
+        loop = asyncio.get_running_loop()
+        job = _Job(work, argument, durable, rows, size_bytes, loop, loop.create_future())
+        with self._changed:
+            if self._closing:
+                raise Unavailable("store-unavailable", "The service is stopping; ask another one.")
+            if self._jobs and not always and self._backlog_bytes + size_bytes > BACKLOG_BYTES:
+                raise Overloaded(
+                    "store-behind",
+                    "The store has more to write than it can keep in memory; try again.",
+                    retry_after_s=1,
+                )
+            self._jobs.append(job)
+            self._backlog_bytes += size_bytes
+            self._changed.notify()
+        result: Result = await job.future
+        return result
+
+    def close(self) -> None:
+        """Write what waits, then end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        chores_at = time.monotonic()
+        with self._database.writer.connect() as connection:
+            while True:
+                jobs = self._next_group(chores_at)
+                if jobs:
+                    started = time.perf_counter()
+                    settled = self._committed(connection, jobs)
+                    if self._listen is not None:
+                        self._listen(time.perf_counter() - started)
+                    _answer(settled)
+                elif self._closing:
+                    return
+                if time.monotonic() >= chores_at and not self._closing:
+                    chores_at = time.monotonic() + (0.0 if self._do_chores(connection) else CHORES_EVERY_S)
+
+    def _next_group(self, until: float) -> list[_Job]:
+        """Wait for work, at most until `until`; return up to GROUP_ROWS rows of it, one job at least."""
+        with self._changed:
+            while not self._jobs and not self._closing:
+                left = until - time.monotonic()
+                if left <= 0:
+                    return []
+                self._changed.wait(left)
+            group: list[_Job] = []
+            rows = 0
+            while self._jobs and (not group or rows + self._jobs[0].rows <= GROUP_ROWS):
+                job = self._jobs.popleft()
+                self._backlog_bytes -= job.size_bytes
+                if job.future.cancelled():  # nobody waits for it any more
+                    continue
+                group.append(job)
+                rows += job.rows
+            return group
+
+    def _committed(self, connection: Connection, jobs: Sequence[_Job]) -> list[_Settled]:
+        """Run the jobs in one transaction; where one fails for reasons of its own, each in its own."""
+        try:
+            results: list[Any] = []
+            self._make_durable(connection, any(job.durable for job in jobs))
+            with connection.begin():
+                for work, same in groupby(jobs, key=attrgetter("work")):
+                    results += work(connection, [job.argument for job in same])
+            return [(job, result, None) for job, result in zip(jobs, results, strict=True)]
+        except Exception as failure:  # noqa: BLE001 - it belongs to a caller, and must not end the thread
+            if _is_the_disk(failure):
+                _LOG.error("the state cannot be written: %s", failure)
+                reason = getattr(failure, "orig", failure)
+                refusal = Unavailable("store-unavailable", f"The state cannot be written: {reason}.")
+                return [(job, None, refusal) for job in jobs]
+            if len(jobs) == 1:
+                return [(jobs[0], None, failure)]
+        return [settled for job in jobs for settled in self._committed(connection, [job])]
+
+    def _make_durable(self, connection: Connection, durable: bool) -> None:
+        if durable != self._durable:
+            self._database.set_durable(connection, durable)
+            self._durable = durable
+
+    def _do_chores(self, connection: Connection) -> bool:
+        try:
+            return self._chores(connection)
+        except DatabaseError as failure:
+            connection.rollback()
+            _LOG.warning("the store's chores failed and will be tried again: %s", failure.orig)
+            return False
+
+
+def _is_the_disk(failure: Exception) -> bool:
+    """Whether the database cannot do it now, and not the work itself is at fault."""
+    ours = IntegrityError | ProgrammingError | DataError | NotSupportedError
+    return isinstance(failure, DatabaseError) and not isinstance(failure, ours)
+
+
+def _answer(settled: Iterable[_Settled]) -> None:
+    """Wake the callers, once a loop and not once a caller."""
+    for loop, mine in groupby(settled, key=lambda one: one[0].loop):
+        try:
+            loop.call_soon_threadsafe(_settle, list(mine))
+        except RuntimeError:  # that loop has ended, and its callers with it
+            _LOG.debug("an answer came after its event loop had closed")
+
+
+def _settle(settled: Sequence[_Settled]) -> None:
+    for job, result, failure in settled:
+        if job.future.done():  # cancelled while it was being written
+            continue
+        if failure is not None:
+            job.future.set_exception(failure)
+        else:
+            job.future.set_result(result)

@@ -1,0 +1,160 @@
+"""Reads a request's body under its limits: raw bytes, the files of a form, or JSON that means one thing."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn, TypeVar
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from service.api.problems import field_errors
+from service.core.exceptions import Invalid, Malformed, Overloaded, TooLarge
+
+_BIG_JSON_BYTES: Final = 1 << 18
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class RequestModel(BaseModel):
+    """The base of every JSON body: unknown fields, NaN and values of another type are refused.
+
+    Validated from JSON in pydantic's strict mode: "1.5" is no number, 1.0 no integer, true no integer;
+    an integer is a number, and UUIDs and times are read from strings.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+@dataclass
+class Intake:
+    """How many bytes the service takes: a body at most `max_body_bytes`, all in flight `max_held_bytes`.
+
+    A body that does not arrive within `patience_s` is given up. `big_json` lets one large JSON body be parsed
+    at a time, for what is parsed can take twenty times the memory of its text.
+    """
+
+    max_body_bytes: int
+    max_held_bytes: int
+    patience_s: float = 120.0
+    held_bytes: int = 0
+    big_json: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@asynccontextmanager
+async def whole_body(request: Request) -> AsyncIterator[bytes]:
+    """Read the body; its bytes count as held until the block ends.
+
+    Raises TooLarge as soon as the limit is passed (Content-Length may be absent or false), Overloaded where
+    the bodies in flight fill their share of memory, Malformed where it does not arrive in time.
+    """
+    intake: Intake = request.app.state.intake
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > intake.max_body_bytes:
+        _too_large(intake)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        try:
+            async with asyncio.timeout(intake.patience_s):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    intake.held_bytes += len(chunk)
+                    if size > intake.max_body_bytes:
+                        _too_large(intake)
+                    if intake.held_bytes > intake.max_held_bytes:
+                        raise Overloaded(
+                            "intake-full",
+                            "The bodies in flight fill the memory set aside for them; try again.",
+                            retry_after_s=1,
+                        )
+                    chunks.append(chunk)
+        except TimeoutError:
+            raise Malformed(
+                "body-timeout", f"The body did not arrive within {intake.patience_s:g} s; send it again."
+            ) from None
+        yield b"".join(chunks)
+    finally:
+        intake.held_bytes -= size
+
+
+def json_body(model: type[BaseModel]) -> Any:
+    """Return the FastAPI dependency that reads this model from a JSON body.
+
+    Used as `Annotated[FeedbackIn, json_body(FeedbackIn)]`. Raises Malformed for what is not JSON in UTF-8,
+    and Invalid for repeated or unknown fields, NaN and Infinity, and whatever the model refuses. The
+    Content-Type is not looked at. `service.api.document` puts the model into the OpenAPI document.
+    """
+
+    async def read(request: Request) -> BaseModel:
+        intake: Intake = request.app.state.intake
+        async with whole_body(request) as data:
+            if len(data) < _BIG_JSON_BYTES:
+                return parse(model, data)
+            async with intake.big_json:
+                return await asyncio.to_thread(parse, model, data)
+
+    read.json_model = model  # type: ignore[attr-defined]
+    return Depends(read)
+
+
+def json_model_of(call: object) -> type[BaseModel] | None:
+    """Return the model that this dependency reads from a JSON body, or None for any other."""
+    model: type[BaseModel] | None = getattr(call, "json_model", None)
+    return model
+
+
+def parse(model: type[Model], data: bytes) -> Model:
+    """Parse and validate one JSON text. Raises Malformed or Invalid, naming the field."""
+    try:
+        # The standard parser first: it alone shows every key of an object, and every constant.
+        json.loads(data.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+        return model.model_validate_json(data)
+    except ValidationError as failure:
+        errors = failure.errors(include_url=False, include_context=False, include_input=False)
+        first = errors[0]
+        if first["type"] == "json_invalid":
+            raise _malformed() from failure
+        shaped = field_errors(errors)
+        where = shaped[0]["field"]
+        raise Invalid(
+            "unknown-field" if first["type"] == "extra_forbidden" else "invalid-field",
+            f"{where}: {shaped[0]['detail']}." if where else f"{shaped[0]['detail']}.",
+            field=where,
+            errors=shaped,
+        ) from failure
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as failure:
+        raise _malformed() from failure
+    except ValueError as failure:  # Python reads no integer of thousands of digits
+        raise Invalid("invalid-field", "The body holds an integer that is out of all range.") from failure
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise Invalid(
+                    "repeated-field", f"{key[:100]}: this field stands twice; send it once.", field=key[:100]
+                )
+            seen.add(key)
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise Invalid("non-finite-number", f"The body holds {name}; JSON has finite numbers only.")
+
+
+def _malformed() -> Malformed:
+    return Malformed("malformed-json", "The body is not JSON in UTF-8; send one JSON value.")
+
+
+def _too_large(intake: Intake) -> NoReturn:
+    raise TooLarge(
+        "body-too-large",
+        f"The body has more than {intake.max_body_bytes} bytes; send a smaller one.",
+        limit_bytes=intake.max_body_bytes,
+    )

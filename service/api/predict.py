@@ -1,0 +1,85 @@
+"""POST /predict: images in, decisions out, each recorded before it is answered."""
+
+from typing import Annotated, Final, Literal
+
+from fastapi import APIRouter, Query, Request
+
+from service.api.answers import Json, PredictOut, adjustment_answer, model_answer, prediction_answer
+from service.api.bodies import whole_body
+from service.api.forms import images_of
+from service.api.parameters import ModelQuery, PriorsQuery, TauQuery, TopKQuery
+from service.api.parts import PartsDep
+from service.core.exceptions import Invalid
+from service.core.records import Method
+
+router = APIRouter(tags=["decisions"])
+
+_IMAGE: Final = {"type": "string", "format": "binary"}
+_BODY: Final = {
+    "required": True,
+    "description": "The bytes of one image whatever the Content-Type says, or a form with 1 to 64 files.",
+    "content": {
+        "image/*": {"schema": _IMAGE},
+        "application/octet-stream": {"schema": _IMAGE},
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {"files": {"type": "array", "items": _IMAGE, "minItems": 1, "maxItems": 64}},
+            }
+        },
+    },
+}
+
+
+@router.post(
+    "/predict",
+    response_class=Json,
+    responses={200: {"model": PredictOut}},
+    openapi_extra={"requestBody": _BODY},
+    summary="Classify images",
+)
+async def predict(
+    request: Request,
+    parts: PartsDep,
+    *,
+    tau: TauQuery = None,
+    top_k: TopKQuery = 5,
+    priors: PriorsQuery = None,
+    model: ModelQuery = None,
+    method: Annotated[Literal["logit-adjustment", "weight-normalisation", "none"], Query()] = (
+        "logit-adjustment"
+    ),
+    include: Annotated[Literal["logits"] | None, Query()] = None,
+) -> Json:
+    """Decide what each image shows, ranked for the target prior in force.
+
+    Without `tau` the service's own, else the model's. PNG, JPEG, WebP, GIF, BMP or TIFF by the first bytes;
+    the first frame, upright. One file that cannot be taken fails the request and names its `position`.
+    """
+    loaded = parts.models.get(model)
+    adjustment = parts.predictor.adjustment_for(
+        loaded, method=_offered(method), tau=tau, priors_name=priors, target_prior=None
+    )
+    async with whole_body(request) as body:
+        images = images_of(body, request.headers.get("content-type", ""))
+        predictions = await parts.predictor.predict(images, model=loaded, adjustment=adjustment, top_k=top_k)
+    parts.observer.predicted(loaded.name, adjustment.method, len(predictions))
+    return Json(
+        {
+            "model": model_answer(loaded.version.name, loaded.version.version),
+            "adjustment": adjustment_answer(adjustment),
+            "predictions": [
+                prediction_answer(one, loaded.version, logits=include == "logits") for one in predictions
+            ],
+        }
+    )
+
+
+def _offered(method: Literal["logit-adjustment", "weight-normalisation", "none"]) -> Method:
+    if method == "weight-normalisation":
+        raise Invalid(
+            "method-not-offered",
+            "method: this model's bundle has no weight normalisation; use logit-adjustment or none.",
+            parameter="method",
+        )
+    return method

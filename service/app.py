@@ -1,0 +1,225 @@
+"""The one place that chooses the service's parts and wires them together."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.metadata
+import logging
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from fastapi import Depends, FastAPI
+
+from service.adapters import telemetry as telemetry_adapter
+from service.adapters.bundles import cores, load_all
+from service.adapters.onnx_engine import installed_wheel
+from service.adapters.sql_store import SqlStore
+from service.adapters.telemetry import Telemetry
+from service.api import (
+    adjust,
+    docs,
+    document,
+    feedback,
+    health,
+    models,
+    monitor,
+    predict,
+    predictions,
+    priors,
+    problems,
+)
+from service.api.bodies import Intake
+from service.api.envelope import Envelope
+from service.api.parameters import only_known_parameters
+from service.api.tokens import Tokens, may_predict
+from service.core.batcher import Capacity
+from service.core.exceptions import StateUnusable
+from service.core.monitor import Monitor
+from service.core.parts import Parts
+from service.core.ports import EngineError
+from service.core.predict import Predictor
+from service.core.priors import Priors
+from service.settings import StartError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from pydantic import SecretStr
+
+    from service.core.batcher import BatchReport
+    from service.core.models import LoadedModel
+    from service.settings import Settings
+
+_OPEN: Final = (docs.router, health.router)
+_GUARDED: Final = (
+    predict.router,
+    adjust.router,
+    models.router,
+    priors.router,
+    feedback.router,
+    predictions.router,
+    monitor.router,
+)
+
+# The time from a whole body to its answer, after which nobody is expected to wait.
+_DEADLINE_S: Final = 60.0
+
+# Bodies in flight: so many of the largest, and never less than this.
+_HELD_BODIES: Final = 8
+_HELD_BYTES: Final = 256 * 1024**2
+
+_DESCRIPTION: Final = """\
+Long-tailed image classifiers, served so that each request may choose how strongly, and for which mix of
+labels, the training prior is subtracted: `s = f + b + tau * (log q - log p)`.
+
+Every answer carries `X-Request-Id`. Whatever is refused is an RFC 9457 problem with a stable `code`.
+"""
+
+_log = logging.getLogger("tare.app")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application. Its lifespan opens the parts and closes them; StartError if it cannot."""
+    telemetry = Telemetry()
+    app = FastAPI(
+        title="Tare",
+        version=_version(),
+        description=_DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+    )
+    app.state.settings = settings
+    app.state.telemetry = telemetry
+    app.state.metrics = lambda: (telemetry.exposition(), telemetry_adapter.CONTENT_TYPE)
+    app.state.tokens = Tokens(_revealed(settings.admin_token), _revealed(settings.predict_token))
+    app.state.intake = Intake(
+        max_body_bytes=settings.max_body_bytes,
+        max_held_bytes=max(_HELD_BODIES * settings.max_body_bytes, _HELD_BYTES),
+    )
+    telemetry.watch_held_bytes(lambda: app.state.intake.held_bytes)
+    problems.install(app)
+    known = Depends(only_known_parameters)
+    for router in _OPEN:
+        app.include_router(router, dependencies=[known])
+    for router in _GUARDED:
+        app.include_router(router, dependencies=[Depends(may_predict), known])
+    app.add_middleware(Envelope, in_request=telemetry_adapter.in_request, report=telemetry.answered)
+    _describe_once(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    async with open_parts(settings, app.state.telemetry) as parts:
+        app.state.parts = parts
+        yield
+
+
+@asynccontextmanager
+async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[Parts]:
+    """Open the state, load the models, and close both at the end. Raises StartError."""
+    with _start_errors():
+        wheel = installed_wheel()
+        store = SqlStore(
+            settings.state_dir,
+            keep_days=settings.keep_days,
+            max_bytes=settings.state_max_bytes,
+            clock=_now,
+            listen=telemetry.committed,
+        )
+    with contextlib.closing(store):
+
+        def heard(model: str, batch: BatchReport) -> None:
+            if batch.items > batch.failed:
+                telemetry.batch_ran(model, batch.items - batch.failed, batch.run_s)
+
+        capacity = Capacity(workers=cores())
+        telemetry.queue_limited_to(capacity.queue_items)
+        loaded = load_all(
+            settings.models_dir,
+            capacity=capacity,
+            default=settings.model,
+            provider=settings.provider,
+            max_pixels=settings.max_pixels,
+            listen=heard,
+        )
+        try:
+            for model in loaded.all():
+                await store.register_model(model.version, _now())
+            held_priors = Priors(store, _now)
+            await held_priors.load({model.version.label_set: model.version.labels for model in loaded.all()})
+            for model in loaded.all():
+                telemetry.model_loaded(
+                    model.name, model.version.version, model.engine.provider, model is loaded.default
+                )
+                telemetry.watch_queue(model.name, partial(_queued, model))
+            label_sets = {model.version.label_set for model in loaded.all()}
+            telemetry.watch_priors(lambda: [one for owner in label_sets for one in held_priors.all(owner)])
+            telemetry.bundles_refused(len(loaded.refused))
+            predictor = Predictor(
+                store,
+                held_priors,
+                _now,
+                default_tau=settings.tau,
+                record=settings.record,
+                deadline_s=_DEADLINE_S,
+            )
+            gc.collect()
+            gc.freeze()  # what is loaded stays: later collections need not look at it
+            _log.info("parts open", extra={"fields": {"runtime": wheel, "missing": loaded.missing}})
+            yield Parts(
+                models=loaded,
+                predictor=predictor,
+                priors=held_priors,
+                monitor=Monitor(store, held_priors, _now, default_tau=settings.tau),
+                store=store,
+                clock=_now,
+                observer=telemetry,
+            )
+        finally:
+            await loaded.stop()
+
+
+@contextlib.contextmanager
+def _start_errors() -> Iterator[None]:
+    try:
+        yield
+    except (StateUnusable, EngineError) as failure:
+        raise StartError(str(failure)) from failure
+
+
+def _queued(model: LoadedModel) -> int:
+    return model.batcher.queued_items
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("tare")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout that was not installed
+        return "0"
+
+
+def _revealed(token: SecretStr | None) -> str | None:
+    return None if token is None else token.get_secret_value()
+
+
+def _describe_once(app: FastAPI) -> None:
+    """Make the OpenAPI document on first use, with what FastAPI cannot see in the routes."""
+
+    def openapi() -> dict[str, object]:
+        if app.openapi_schema is None:
+            app.openapi_schema = document.describe(app, [*_OPEN, *_GUARDED])
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

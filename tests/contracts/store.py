@@ -1,0 +1,323 @@
+"""What every store must do: one contract, inherited by the tests of each adapter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import numpy as np
+import pytest
+
+from service.core.exceptions import Stale
+from service.core.ports import Store
+from tests.recorded import LABELS, START, TurnedClock, item, model, prediction, prior, uuid7
+
+Result = TypeVar("Result")
+
+
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    return asyncio.run(work)
+
+
+async def blocks(found: Any) -> list[Any]:
+    return [block async for block in found]
+
+
+def labels_of(store: Store, one: Any) -> list[int]:
+    found = run(store.prediction(one.id))
+    assert found is not None
+    return [label.index for label in found.labels]
+
+
+class StoreContract:
+    """`store` keeps predictions for 90 days by `clock`, and has as much space as it wants."""
+
+    @pytest.fixture
+    def clock(self) -> TurnedClock:
+        return TurnedClock()
+
+    @pytest.fixture
+    def store(self, clock: TurnedClock) -> Store:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def tiny(self, store: Store) -> Any:
+        tiny = model()
+        run(store.register_model(tiny, START))
+        return tiny
+
+    # Models
+
+    def test_a_model_version_is_read_back_whole(self, store, tiny):
+        (found,) = run(store.model_versions("tiny"))
+        for field in ("name", "version", "labels", "temperature", "tau", "groups", "label_set"):
+            assert getattr(found, field) == getattr(tiny, field)
+        for field in ("class_counts", "source_prior", "logit_offset"):
+            np.testing.assert_array_equal(getattr(found, field), getattr(tiny, field))
+
+    def test_registering_again_makes_a_version_the_latest_and_no_second_one(self, store, tiny):
+        run(store.register_model(model(version="1" * 16), START + timedelta(hours=1)))
+        assert [one.version[0] for one in run(store.model_versions("tiny"))] == ["0", "1"]
+        run(store.register_model(tiny, START + timedelta(hours=2)))
+        assert [one.version[0] for one in run(store.model_versions("tiny"))] == ["1", "0"]
+
+    def test_an_unknown_model_has_no_versions(self, store):
+        assert list(run(store.model_versions("nobody"))) == []
+
+    # Predictions
+
+    def test_a_prediction_is_read_back_as_it_was_served_to_the_last_bit(self, store, tiny):
+        rng = np.random.default_rng(1)
+        made = prediction(tiny, START + timedelta(microseconds=123_456), 2, rng.normal(size=4) * 9)
+        run(store.record([made]))
+        found = run(store.prediction(made.id))
+        assert found is not None and found.labels == ()
+        for field in (
+            "id", "created", "model_name", "model_version", "method", "tau", "temperature", "prior_name",
+            "prior_version",
+        ):  # fmt: skip
+            assert getattr(found.prediction, field) == getattr(made, field)
+        assert found.prediction.decision.top == made.decision.top
+        assert found.prediction.decision.unadjusted == made.decision.unadjusted
+        half = made.decision.logits.astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(found.prediction.decision.logits, half)
+
+    def test_logits_beyond_float16_stay_finite(self, store, tiny):
+        made = prediction(tiny, logits=np.array([1e30, -1e30, 70_000, 1]))
+        run(store.record([made]))
+        logits = run(store.prediction(made.id)).prediction.decision.logits
+        assert np.isfinite(logits).all() and logits.argmax() == 0 and logits.argmin() == 1
+
+    def test_recording_the_same_prediction_again_changes_nothing(self, store, tiny):
+        made = prediction(tiny)
+        run(store.record([made]))
+        run(store.record([made, made]))
+        assert run(store.traffic(tiny, None, None)).predictions == 1
+
+    def test_recording_nothing_is_allowed(self, store):
+        run(store.record([]))
+
+    def test_an_unknown_prediction_is_none(self, store):
+        assert run(store.prediction(uuid4())) is None
+
+    def test_traffic_counts_what_was_decided_in_a_half_open_window_of_one_version(self, store, tiny):
+        other = model(version="1" * 16)
+        run(store.register_model(other, START))
+        hours = [START + timedelta(hours=hour) for hour in range(4)]
+        made = [prediction(tiny, hour, decided) for hour, decided in zip(hours, (0, 1, 1, 3), strict=True)]
+        run(store.record([*made, prediction(other, hours[1], 2)]))
+        assert run(store.traffic(tiny, None, None)).decided.tolist() == [1, 2, 0, 1]
+        window = run(store.traffic(tiny, hours[1], hours[3]))
+        assert window.decided.tolist() == [0, 2, 0, 0] and window.predictions == 2
+        assert run(store.traffic(tiny, hours[2], hours[2])).predictions == 0
+        assert run(store.traffic(other, None, None)).decided.tolist() == [0, 0, 1, 0]
+
+    def test_recorded_logits_are_those_of_the_window_in_order_of_time(self, store, tiny):
+        hours = [START + timedelta(hours=hour) for hour in range(3)]
+        run(store.record([prediction(tiny, hours[h], logits=np.full(4, h)) for h in (2, 0, 1)]))
+        (block,) = run(blocks(store.recorded_logits(tiny, hours[0], hours[2])))
+        assert block.dtype == np.float16 and block.tolist() == [[0] * 4, [1] * 4]
+
+    def test_a_window_larger_than_a_block_is_read_whole_and_once(self, store):
+        wide = model(labels=tuple(f"class-{i}" for i in range(2000)))
+        run(store.register_model(wide, START))
+        made = [
+            prediction(wide, START + timedelta(seconds=i // 7), logits=np.full(2000, i)) for i in range(4500)
+        ]
+        for start in range(0, len(made), 500):
+            run(store.record(made[start : start + 500]))
+        run(store.learn([item(one, i % 2000) for i, one in enumerate(made)], START))
+        logits = run(blocks(store.recorded_logits(wide, None, None)))
+        assert len(logits) > 1
+        assert sorted(np.concatenate(logits)[:, 0].tolist()) == sorted(
+            np.arange(4500, dtype=np.float16).tolist()
+        )
+        labelled = run(blocks(store.labelled(wide, None, None, with_logits=True)))
+        assert len(labelled) > 1
+        truth = np.concatenate([block.labels for block in labelled])
+        assert sorted(truth.tolist()) == sorted(i % 2000 for i in range(4500))
+
+    # Priors
+
+    def test_versions_count_from_one_and_the_newest_is_current(self, store):
+        first = run(store.add_prior(prior(note="a", author="b"), None))
+        second = run(store.add_prior(prior(probabilities=np.array([0.7, 0.1, 0.1, 0.1])), 1))
+        assert (first.version, second.version) == (1, 2)
+        (current,) = run(store.current_priors())
+        assert current.version == 2 and current.created == START
+        np.testing.assert_array_equal(current.probabilities, [0.7, 0.1, 0.1, 0.1])
+        versions = run(store.prior_versions(first.label_set, "default"))
+        assert [(one.version, one.note, one.author) for one in versions] == [(2, None, None), (1, "a", "b")]
+        assert run(store.prior_version(first.label_set, "default", 1)).note == "a"
+        assert run(store.prior_version(first.label_set, "default", 3)) is None
+
+    @pytest.mark.parametrize("replaces", [None, 2])
+    def test_a_version_that_replaces_another_than_the_current_one_is_stale(self, store, replaces):
+        run(store.add_prior(prior(), None))
+        with pytest.raises(Stale):
+            run(store.add_prior(prior(), replaces))
+        assert [one.version for one in run(store.current_priors())] == [1]
+
+    def test_names_of_two_label_sets_are_apart(self, store):
+        run(store.add_prior(prior(), None))
+        run(store.add_prior(prior(labels=("a", "b")), None))
+        assert [one.version for one in run(store.current_priors())] == [1, 1]
+
+    def test_numbers_go_on_after_a_name_was_deleted_and_its_old_versions_stay_gone(self, store):
+        added = run(store.add_prior(prior("night"), None))
+        run(store.add_prior(prior("night"), 1))
+        with pytest.raises(Stale):
+            run(store.delete_prior(added.label_set, "night", 1))
+        run(store.delete_prior(added.label_set, "night", 2))
+        assert list(run(store.current_priors())) == []
+        assert list(run(store.prior_versions(added.label_set, "night"))) == []
+        assert run(store.prior_version(added.label_set, "night", 1)) is None
+        with pytest.raises(Stale):
+            run(store.add_prior(prior("night"), 2))
+        assert run(store.add_prior(prior("night"), None)).version == 3
+        assert [one.version for one in run(store.prior_versions(added.label_set, "night"))] == [3]
+
+    def test_many_at_once_that_replace_the_same_version_make_one(self, store):
+        run(store.add_prior(prior(), None))
+
+        async def race() -> list[Any]:
+            return await asyncio.gather(
+                *(store.add_prior(prior(note=str(i)), 1) for i in range(20)), return_exceptions=True
+            )
+
+        outcomes = run(race())
+        won = [one for one in outcomes if not isinstance(one, Stale)]
+        assert [one.version for one in won] == [2]
+        assert [one.note for one in run(store.current_priors())] == [won[0].note]
+
+    # Feedback
+
+    def test_labels_are_counted_once_however_often_they_come(self, store, tiny):
+        made = [prediction(tiny, decided=i % 4) for i in range(8)]
+        run(store.record(made))
+        items = [item(one, LABELS[i % 3]) for i, one in enumerate(made)]
+        assert run(store.learn(items, START)).accepted == 8
+        again = run(store.learn(items, START))
+        assert (again.accepted, again.corrected, again.unchanged, again.rejected) == (0, 0, 8, ())
+        (block,) = run(blocks(store.labelled(tiny, None, None, with_logits=False)))
+        assert len(block.labels) == 8 and block.logits is None
+        assert labels_of(store, made[0]) == [0]
+
+    def test_another_label_corrects_and_the_history_keeps_both(self, store, tiny):
+        made = prediction(tiny)
+        run(store.record([made]))
+        run(store.learn([item(made, "red")], START))
+        later = START + timedelta(hours=1)
+        seen = START - timedelta(days=1)
+        assert run(store.learn([item(made, 2, labelled_at=seen)], later)).corrected == 1
+        found = run(store.prediction(made.id))
+        assert [(one.index, one.received, one.labelled_at) for one in found.labels] == [
+            (0, START, None),
+            (2, later, seen),
+        ]
+        (block,) = run(blocks(store.labelled(tiny, None, None, with_logits=False)))
+        assert block.labels.tolist() == [2]
+
+    def test_items_of_one_request_apply_in_order(self, store, tiny):
+        made = prediction(tiny)
+        run(store.record([made]))
+        receipt = run(store.learn([item(made, name) for name in ("red", "red", "green", "red")], START))
+        assert (receipt.accepted, receipt.corrected, receipt.unchanged) == (1, 2, 1)
+        assert labels_of(store, made) == [0, 1, 0]
+
+    def test_rejections_name_their_place_and_do_not_stop_the_others(self, store, tiny, clock):
+        made = prediction(tiny)
+        old = uuid7(START - timedelta(days=91))
+        nobody = uuid7(START)
+        random_id = uuid4()
+        run(store.record([made]))
+        items = [
+            item(made, "mauve"), item(made, 4), item(made, -1), item(nobody, "red"), item(old, "red"),
+            item(random_id, "red"), item(made, "red"),
+        ]  # fmt: skip
+        receipt = run(store.learn(items, START))
+        assert receipt.accepted == 1
+        assert [(one.position, one.prediction_id, one.code) for one in receipt.rejected] == [
+            (0, made.id, "unknown-label"),
+            (1, made.id, "unknown-label"),
+            (2, made.id, "unknown-label"),
+            (3, nobody, "prediction-not-found"),
+            (4, old, "prediction-expired"),
+            (5, random_id, "prediction-not-found"),
+        ]
+
+    def test_a_label_is_of_the_predictions_own_model(self, store, tiny):
+        other = model("other", labels=("cat", "dog"))
+        run(store.register_model(other, START))
+        made = prediction(other)
+        run(store.record([made]))
+        receipt = run(store.learn([item(made, "red"), item(made, 3), item(made, "dog")], START))
+        assert [one.code for one in receipt.rejected] == ["unknown-label"] * 2
+        assert labels_of(store, made) == [1]
+
+    def test_a_prediction_at_the_end_of_its_time_still_takes_a_label(self, store, tiny, clock):
+        made = prediction(tiny)
+        run(store.record([made]))
+        assert run(store.learn([item(made, 0)], START + timedelta(days=90))).accepted == 1
+        late = run(store.learn([item(made, 1)], START + timedelta(days=90, milliseconds=1)))
+        assert [one.code for one in late.rejected] == ["prediction-expired"]
+
+    def test_the_sampling_probability_is_the_first_labels(self, store, tiny):
+        made = [prediction(tiny, START + timedelta(seconds=i)) for i in range(2)]
+        run(store.record(made))
+        run(store.learn([item(made[0], 0, sampling_probability=0.25), item(made[1], 0)], START))
+        run(store.learn([item(made[0], 1, sampling_probability=0.5)], START))
+        (block,) = run(blocks(store.labelled(tiny, None, None, with_logits=False)))
+        assert block.sampling_probability.tolist() == [0.25, 1.0]
+
+    def test_labelled_predictions_are_chosen_by_time_of_prediction(self, store, tiny):
+        hours = [START + timedelta(hours=hour) for hour in range(4)]
+        made = [prediction(tiny, hour, decided=h, logits=np.eye(4)[h]) for h, hour in enumerate(hours)]
+        run(store.record(made))
+        run(store.learn([item(one, 0) for one in made[:3]], START + timedelta(days=1)))
+        (block,) = run(blocks(store.labelled(tiny, hours[1], hours[3], with_logits=True)))
+        assert block.decided.tolist() == [1, 2]
+        assert block.logits.dtype == np.float16 and block.logits.argmax(axis=1).tolist() == [1, 2]
+
+    def test_an_empty_window_is_empty_columns(self, store, tiny):
+        (block,) = run(blocks(store.labelled(tiny, None, None, with_logits=True)))
+        assert len(block.decided) == len(block.labels) == len(block.sampling_probability) == 0
+        assert block.logits.shape == (0, 4)
+        (logits,) = run(blocks(store.recorded_logits(tiny, None, None)))
+        assert logits.shape == (0, 4)
+
+    def test_ten_thousand_labels_go_in_at_once(self, store, tiny):
+        made = [prediction(tiny) for _ in range(10_000)]
+        run(store.record(made))
+        receipt = run(store.learn([item(one, i % 4) for i, one in enumerate(made)], START))
+        assert receipt.accepted == 10_000
+
+    def test_times_keep_their_microseconds_and_come_back_in_utc(self, store, tiny):
+        made = prediction(tiny)
+        run(store.record([made]))
+        elsewhere = datetime.fromisoformat("2026-05-02T03:04:05.678901+05:30")
+        run(store.learn([item(made, 0, labelled_at=elsewhere)], START))
+        (label,) = run(store.prediction(made.id)).labels
+        assert label.labelled_at == elsewhere and label.labelled_at.tzinfo is UTC
+
+    def test_a_store_that_writes_says_so(self, store):
+        run(store.check_writable())
+
+    def test_a_prediction_of_a_model_that_was_never_registered_is_a_fault_and_harms_no_neighbour(
+        self, store, tiny
+    ):
+        good = [prediction(tiny) for _ in range(50)]
+        bad = replace(prediction(tiny), model_version="f" * 16)
+
+        async def together() -> list[Any]:
+            work = [store.record([one]) for one in (*good[:25], bad, *good[25:])]
+            return await asyncio.gather(*work, return_exceptions=True)
+
+        outcomes = run(together())
+        assert isinstance(outcomes.pop(25), LookupError)
+        assert outcomes == [None] * 50
+        assert run(store.traffic(tiny, None, None)).predictions == 50

@@ -1,0 +1,183 @@
+"""The engine: it runs where it says, batches change nothing, and it leaves no trace on the machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+
+from service.adapters import onnx_engine
+from service.adapters.onnx_engine import OnnxEngine, ProviderError, build, installed_wheel
+from service.adapters.serving_graph import compose
+from service.core.ports import EngineError
+from tests import tiny
+from tests.service import networks
+from tests.service.gpu import needs_gpu, needs_no_gpu
+
+RNG = np.random.default_rng(3)
+PIXELS = RNG.integers(0, 256, (16, tiny.SIZE, tiny.SIZE, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def graph(tmp_path):
+    return compose(tiny.make(tmp_path / "tiny", n_classes=6))
+
+
+def test_an_image_gets_the_same_answer_alone_and_in_any_batch(graph):
+    engine = OnnxEngine(graph, "cpu", largest_batch=16)
+    table = RNG.normal(0, 20, (3, 6))
+    rows = RNG.integers(0, 3, 16)
+    whole = engine.run(PIXELS, table, rows, 6)
+    for i in range(16):
+        alone = engine.run(PIXELS[i : i + 1], table[rows[i]][None], np.zeros(1, dtype=np.int64), 6)
+        for field in whole.__dataclass_fields__:
+            np.testing.assert_allclose(
+                getattr(whole, field)[i], getattr(alone, field)[0], rtol=1e-6, atol=1e-6
+            )
+
+
+def test_many_threads_may_run_one_engine(graph):
+    engine = OnnxEngine(graph, "cpu", largest_batch=16)
+    table, rows = RNG.normal(0, 5, (16, 6)), np.arange(16)
+    expected = engine.run(PIXELS, table, rows, 3)
+    with ThreadPoolExecutor(4) as pool:
+        for out in pool.map(lambda _: engine.run(PIXELS, table, rows, 3), range(40)):
+            for field in out.__dataclass_fields__:
+                np.testing.assert_array_equal(getattr(out, field), getattr(expected, field))
+
+
+def test_top_k_beyond_the_classes_is_cut(graph):
+    engine = OnnxEngine(graph, "cpu", largest_batch=2)
+    out = engine.run(PIXELS[:1], np.zeros((1, 6)), np.zeros(1, dtype=np.int64), 10**6)
+    assert sorted(out.indices[0].tolist()) == list(range(6))
+
+
+def test_offsets_of_any_size_leave_the_winners_as_exact_as_the_logits(graph):
+    engine = OnnxEngine(graph, "cpu", largest_batch=2)
+    table = np.array([[1e7, 1e7 + 0.125, 1e7 - 3, -1e7, -np.inf, 0]])
+    out = engine.run(PIXELS[:4], table, np.zeros(4, dtype=np.int64), 3)
+    scores = out.logits.astype(np.float64) + table
+    np.testing.assert_allclose(out.scores, np.take_along_axis(scores, out.indices, 1), atol=1e-5, rtol=0)
+
+
+def test_a_network_that_mixes_up_its_images_is_found_at_warm_up(tmp_path):
+    network = networks.linear()
+    network.graph.initializer.append(numpy_helper.from_array(np.array([1, -1], np.int64), "flat"))
+    network.graph.node.append(helper.make_node("Reshape", ["scores", "flat"], ["mixed"]))
+    network.graph.output[0].CopyFrom(helper.make_tensor_value_info("mixed", onnx.TensorProto.FLOAT, None))
+    said = networks.manifest(graph={"input": "pixels", "output": "mixed"})
+    mixed = compose(networks.bundle(tmp_path / "m", network, said))
+    with pytest.raises(EngineError, match="does not run on cpu"):
+        OnnxEngine(mixed, "cpu", largest_batch=4)
+
+
+def test_an_operator_that_nobody_knows_is_said_in_one_line_without_paths(tmp_path):
+    network = networks.linear()
+    network.graph.node[0].op_type = "Frobnicate"
+    unknown = compose(networks.bundle(tmp_path / "m", network, networks.manifest()))
+    with pytest.raises(EngineError, match="Frobnicate") as failure:
+        OnnxEngine(unknown, "cpu", largest_batch=4)
+    assert "\n" not in str(failure.value)
+    assert "/onnxruntime" not in str(failure.value)
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_named_provider_that_cannot_be_had_is_an_error_and_never_the_cpu(graph, provider):
+    with pytest.raises(ProviderError, match=provider):
+        build(graph, provider, largest_batch=4)
+
+
+@pytest.fixture
+def promised_cuda(monkeypatch):
+    """What the GPU wheel does where its libraries are missing: it lists CUDA and opens a CPU session."""
+    real = onnxruntime.InferenceSession
+
+    def open_on_the_cpu(model, options, **_):
+        return real(model, onnxruntime.SessionOptions(), providers=["CPUExecutionProvider"])
+
+    listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_on_the_cpu)
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_not_taken_for_cuda(graph, promised_cuda, monkeypatch):
+    monkeypatch.setattr(onnx_engine, "_missing_libraries", list)
+    with pytest.raises(ProviderError, match="CPUExecutionProvider"):
+        build(graph, "cuda", largest_batch=4)
+
+
+def test_auto_says_that_it_took_the_cpu_and_why(graph, promised_cuda, caplog, monkeypatch):
+    monkeypatch.setattr(onnx_engine, "_missing_libraries", list)
+    assert build(graph, "auto", largest_batch=4).provider == "cpu"
+    assert "CUDA is built in but not to be had, the CPU is taken" in caplog.text
+    assert "CPUExecutionProvider" in caplog.text
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_cuda_gives_the_answers_of_the_cpu_in_batches_of_any_size(graph):
+    gpu, cpu = (OnnxEngine(graph, provider, largest_batch=16) for provider in ("cuda", "cpu"))
+    assert build(graph, "auto", largest_batch=4).provider == "cuda"
+    table = RNG.normal(0, 20, (16, 6))
+    for size in range(1, 17):
+        found = gpu.run(PIXELS[:size], table, np.arange(size), 6)
+        expected = cpu.run(PIXELS[:size], table, np.arange(size), 6)
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=0.01)
+
+
+@needs_no_gpu
+def test_where_there_is_no_driver_the_reason_says_so(graph, promised_cuda):
+    with pytest.raises(ProviderError, match="no NVIDIA driver"):
+        build(graph, "cuda", largest_batch=4)
+
+
+def test_gpu_batches_are_filled_up_to_a_closed_set_of_sizes():
+    assert onnx_engine._batch_sizes("cuda", 16) == (1, 2, 4, 8, 16)
+    assert onnx_engine._batch_sizes("cuda", 12) == (1, 2, 4, 8, 12)
+    assert onnx_engine._batch_sizes("cuda", 1) == (1,)
+    assert onnx_engine._batch_sizes("cpu", 16) == (1, 16)
+
+
+def wheels(monkeypatch, *there):
+    def version(wheel):
+        if wheel not in there:
+            raise importlib.metadata.PackageNotFoundError(wheel)
+        return "1.32.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+
+
+@pytest.mark.parametrize("wheel", ["onnxruntime", "onnxruntime-gpu"])
+def test_one_wheel_is_named_with_its_version(monkeypatch, wheel):
+    wheels(monkeypatch, wheel)
+    assert installed_wheel() == f"{wheel} 1.32.0"
+
+
+@pytest.mark.parametrize("there", [(), ("onnxruntime", "onnxruntime-gpu")])
+def test_both_wheels_or_none_is_an_error_of_one_line(monkeypatch, there):
+    wheels(monkeypatch, *there)
+    with pytest.raises(EngineError, match="exactly one of onnxruntime and onnxruntime-gpu") as failure:
+        installed_wheel()
+    assert "\n" not in str(failure.value)
+
+
+def test_the_import_leaves_no_file_in_an_empty_home(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY" and "XDG" not in k}
+    subprocess.run(
+        [sys.executable, "-B", "-c", "import service.adapters.onnx_engine"],
+        env={**environment, "HOME": str(home)},
+        check=True,
+    )
+    assert list(home.rglob("*")) == []

@@ -1,0 +1,415 @@
+"""The store on SQLite: the contract of every store, and what only files have: locks, versions, full disks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID
+
+import numpy as np
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from service.adapters import sql_writer
+from service.adapters.sql_store import SqlStore
+from service.adapters.sql_tables import metadata
+from service.adapters.sqlite_database import SqliteDatabase
+from service.core.exceptions import Overloaded, StateLocked, StateTooNew, StateUnusable, Unavailable
+from tests.contracts.store import StoreContract, blocks, run
+from tests.recorded import START, TurnedClock, item, model, prediction, prior
+
+ROOT = Path(__file__).parents[2]
+
+
+def opened(folder: Path, clock: TurnedClock | None = None, **bounds: float) -> SqlStore:
+    return SqlStore(folder, **{"keep_days": 90, "max_bytes": 1 << 34, **bounds}, clock=clock or TurnedClock())
+
+
+def plain(folder: Path) -> sqlite3.Connection:
+    return sqlite3.connect(folder / "tare.db", isolation_level=None)
+
+
+def pragma(folder: Path, name: str) -> object:
+    connection = plain(folder)
+    try:
+        return connection.execute(f"PRAGMA {name}").fetchone()[0]
+    finally:
+        connection.close()
+
+
+class TestSqliteKeepsTheContract(StoreContract):
+    @pytest.fixture
+    def store(self, tmp_path, clock):
+        with opened(tmp_path / "state", clock) as store:
+            yield store
+
+
+# Opening
+
+
+def test_what_was_written_is_there_after_a_restart(tmp_path):
+    made = prediction(model())
+    with opened(tmp_path) as store:
+        run(store.register_model(model(), START))
+        run(store.record([made]))
+    with opened(tmp_path) as store:
+        assert run(store.prediction(made.id)) is not None
+        run(store.record([prediction(model())]))  # known without being registered again
+        assert run(store.traffic(model(), None, None)).predictions == 2
+
+
+def test_a_second_service_on_the_same_state_is_refused_with_one_line(tmp_path):
+    with opened(tmp_path), pytest.raises(StateLocked) as refused:
+        opened(tmp_path)
+    assert str(os.getpid()) in str(refused.value) and "\n" not in str(refused.value)
+    opened(tmp_path).close()
+
+
+def test_a_file_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path):
+    opened(tmp_path).close()
+    connection = plain(tmp_path)
+    connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(StateTooNew, match="9999") as refused:
+        opened(tmp_path)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(StateTooNew):  # the lock is free again
+        opened(tmp_path)
+
+
+def test_a_file_that_is_no_database_is_refused_with_one_line(tmp_path):
+    (tmp_path / "tare.db").write_bytes(b"no database at all " * 1000)
+    with pytest.raises(StateUnusable, match="not a database") as refused:
+        opened(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_with_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StateUnusable, match="Not a directory"):
+        opened(tmp_path / "file" / "state")
+
+
+def test_migrations_from_nothing_give_the_tables_of_the_code(tmp_path):
+    database = SqliteDatabase(tmp_path)
+    try:
+        with database.writer.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert compare_metadata(context, metadata) == []
+            names = {row[0] for row in connection.exec_driver_sql("SELECT name FROM sqlite_master")}
+    finally:
+        database.close()
+    indices = {index.name for table in metadata.tables.values() for index in table.indexes}
+    assert indices <= names
+
+
+def test_the_file_is_in_wal_mode_and_can_shrink_step_by_step(tmp_path):
+    opened(tmp_path).close()
+    assert pragma(tmp_path, "journal_mode") == "wal"
+    assert pragma(tmp_path, "auto_vacuum") == 2
+
+
+# Durability
+
+
+def test_labels_and_priors_are_synced_and_predictions_are_not(tmp_path, monkeypatch):
+    told = []
+    real = SqliteDatabase.set_durable
+
+    def told_and_done(connection, durable):
+        real(connection, durable)
+        level = connection.connection.dbapi_connection.execute("PRAGMA synchronous").fetchone()[0]
+        told.append((durable, level))
+
+    monkeypatch.setattr(SqliteDatabase, "set_durable", staticmethod(told_and_done))
+    full, normal = (True, 2), (False, 1)
+    with opened(tmp_path) as store:
+        made = prediction(model())
+        run(store.register_model(model(), START))
+        assert told == [full]
+        run(store.record([made]))
+        run(store.record([prediction(model())]))
+        assert told == [full, normal]
+        run(store.learn([item(made, 0)], START))
+        assert told == [full, normal, full]
+        run(store.record([prediction(model())]))
+        run(store.add_prior(prior(), None))
+        assert told == [full, normal, full, normal, full]
+
+
+@pytest.mark.slow
+def test_nothing_acknowledged_is_lost_or_doubled_by_kill_nine(tmp_path):
+    rng = random.Random(5)
+    said: list[str] = []
+    for _ in range(5):
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tests.service.killed_writer", str(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with child:
+            first = child.stdout.readline()  # it has begun
+            time.sleep(0.1 + rng.random() * 0.5)
+            os.kill(child.pid, signal.SIGKILL)
+            rest = child.stdout.read()
+        lines = (first + rest).split("\n")
+        said += [line.split() for line in lines[:-1]]  # the last one may be cut
+        with opened(tmp_path) as store:
+            check_acknowledged(store, said)
+        assert pragma(tmp_path, "integrity_check") == "ok"
+    kinds = Counter(line[0] for line in said)
+    assert min(kinds["prediction"], kinds["label"], kinds["prior"]) > 20
+
+
+def check_acknowledged(store, said):
+    decided = {UUID(line[1]): int(line[2]) for line in said if line[0] == "prediction"}
+    labelled = {UUID(line[1]): int(line[2]) for line in said if line[0] == "label"}
+    for prediction_id, index in decided.items():
+        found = run(store.prediction(prediction_id))
+        assert found.prediction.decision.top[0].index == index
+        if prediction_id in labelled:  # the label that was said, or the one after it
+            labels = [one.index for one in found.labels]
+            assert labels in ([0], [0, 1]) and len(labels) > labelled[prediction_id]
+    counts = run(store.traffic(model(), None, None))
+    assert counts.predictions >= len(decided)
+    for name in {line[1] for line in said if line[0] == "prior"}:
+        newest = max(int(line[2]) for line in said if line[:2] == ["prior", name])
+        versions = [one.version for one in run(store.prior_versions(prior().label_set, name))]
+        assert versions == list(range(versions[0], 0, -1))  # each exactly once
+        assert newest <= versions[0]
+
+
+# Full and broken
+
+
+def test_a_full_disk_is_unavailable_and_half_writes_nothing(tmp_path):
+    tiny = model()
+    with opened(tmp_path) as store:
+        run(store.register_model(tiny, START))
+        first = prediction(tiny)
+        run(store.record([first]))
+        raw = store._database.writer.raw_connection()
+        limit = raw.execute("PRAGMA page_count").fetchone()[0] + 4
+        raw.execute(f"PRAGMA max_page_count = {limit}").fetchone()
+        acknowledged = 1
+        with pytest.raises(Unavailable, match="full") as refused:
+            for _ in range(100):
+                run(store.record([prediction(tiny) for _ in range(10)]))
+                acknowledged += 10
+        assert refused.value.code == "store-unavailable"
+        assert run(store.traffic(tiny, None, None)).predictions == acknowledged
+        with pytest.raises(Unavailable):
+            run(store.learn([item(first, 0)] * 1 + [item(first, n % 4) for n in range(3000)], START))
+        assert run(store.prediction(first.id)).labels == ()
+        raw.execute("PRAGMA max_page_count = 1000000").fetchone()
+        run(store.record([prediction(tiny)]))
+        assert run(store.learn([item(first, 0)], START)).accepted == 1
+        run(store.check_writable())
+
+
+def test_a_disk_that_takes_no_more_bytes_is_unavailable_until_it_does(tmp_path):
+    code = """
+import asyncio, resource, signal, sys
+from pathlib import Path
+from service.adapters.sql_store import SqlStore
+from service.core.exceptions import Unavailable
+from tests.recorded import START, TurnedClock, model, prediction
+
+async def main():
+    tiny, clock, acknowledged = model(), TurnedClock(), 0
+    with SqlStore(Path(sys.argv[1]), keep_days=90, max_bytes=1 << 34, clock=clock) as store:
+        await store.register_model(tiny, START)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))
+        try:
+            while True:
+                await store.record([prediction(tiny) for _ in range(50)])
+                acknowledged += 50
+        except Unavailable as refusal:
+            print(refusal.code)
+        try:
+            for _ in range(200):  # each takes a little of the room that the failed write left
+                clock.turn(seconds=1)
+                await store.check_writable()
+        except Unavailable:
+            print("not writable")
+        assert (await store.traffic(tiny, None, None)).predictions == acknowledged > 0
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        clock.turn(seconds=1)
+        await store.check_writable()
+        await store.record([prediction(tiny)])
+        assert (await store.traffic(tiny, None, None)).predictions == acknowledged + 1
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+asyncio.run(main())
+"""
+    child = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.splitlines() == ["store-unavailable", "not writable"]
+
+
+def test_a_writer_that_lags_refuses_what_it_cannot_keep_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(sql_writer, "BACKLOG_BYTES", 5_000)
+    tiny = model()
+    with opened(tmp_path) as store:
+        run(store.register_model(tiny, START))
+        held = plain(tmp_path)
+        held.execute("BEGIN IMMEDIATE")  # the writer has to wait
+
+        async def pile_up() -> list[object]:
+            work = [asyncio.ensure_future(store.record([prediction(tiny)])) for _ in range(100)]
+            await asyncio.sleep(0.2)
+            probe = asyncio.ensure_future(store.check_writable())  # a full queue is no broken store
+            await asyncio.sleep(0.05)
+            held.execute("ROLLBACK")
+            return await asyncio.gather(*work, probe, return_exceptions=True)
+
+        *outcomes, probe = run(pile_up())
+        held.close()
+        refused = [one for one in outcomes if isinstance(one, Overloaded)]
+        assert {(one.code, one.retry_after_s) for one in refused} == {("store-behind", 1)}
+        assert probe is None
+        kept = outcomes.count(None)
+        assert 0 < kept < 100 and kept + len(refused) == 100
+        assert run(store.traffic(tiny, None, None)).predictions == kept
+        run(store.record([prediction(tiny)]))
+
+
+def test_a_store_that_cannot_write_in_time_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("service.adapters.sql_store._PROBE_PATIENCE_S", 0.1)
+    with opened(tmp_path) as store:
+        held = plain(tmp_path)
+        held.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Unavailable, match="within"):
+            run(store.check_writable())
+        held.execute("ROLLBACK")
+        held.close()
+        run(store.check_writable())
+
+
+def test_many_callers_share_commits(tmp_path):
+    tiny = model()
+    with opened(tmp_path) as store:
+        run(store.register_model(tiny, START))
+        made = [prediction(tiny, START, i % 4) for i in range(400)]
+
+        async def all_at_once() -> None:
+            await asyncio.gather(*(store.record([one]) for one in made))
+            await asyncio.gather(*(store.learn([item(one, 1)], START) for one in made))
+
+        run(all_at_once())
+        assert run(store.traffic(tiny, None, None)).decided.tolist() == [100] * 4
+        (block,) = run(blocks(store.labelled(tiny, None, None, with_logits=False)))
+        assert block.labels.tolist() == [1] * 400
+
+
+def test_what_waits_is_written_before_the_store_closes(tmp_path):
+    tiny = model()
+
+    async def leave(store: SqlStore) -> None:
+        work = [asyncio.ensure_future(store.record([prediction(tiny)])) for _ in range(300)]
+        await asyncio.sleep(0)
+        store.close()
+        await asyncio.gather(*work)
+
+    store = opened(tmp_path)
+    run(store.register_model(tiny, START))
+    run(leave(store))
+    with opened(tmp_path) as store:
+        assert run(store.traffic(tiny, None, None)).predictions == 300
+
+
+# Retention
+
+
+@pytest.fixture
+def busy_chores(monkeypatch):
+    monkeypatch.setattr(sql_writer, "CHORES_EVERY_S", 0.02)
+
+
+def wait_until(condition) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that in 30 s"
+        time.sleep(0.02)
+
+
+def test_predictions_past_their_time_go_with_their_labels(tmp_path, busy_chores):
+    clock, tiny = TurnedClock(), model()
+    with opened(tmp_path, clock, keep_days=2) as store:
+        run(store.register_model(tiny, START))
+        old = [prediction(tiny, START + timedelta(seconds=i)) for i in range(700)]
+        new = [prediction(tiny, START + timedelta(days=1, seconds=i)) for i in range(50)]
+        run(store.record(old + new))
+        run(store.learn([item(one, 0) for one in (*old[:300], *new[:20])], START))
+        clock.turn(days=2, hours=1)
+        wait_until(lambda: run(store.traffic(tiny, None, None)).predictions == 50)
+        (block,) = run(blocks(store.labelled(tiny, None, None, with_logits=False)))
+        assert len(block.labels) == 20
+        assert run(store.prediction(old[0].id)) is None
+        assert run(store.prediction(new[0].id)).labels[0].index == 0
+    connection = plain(tmp_path)
+    assert connection.execute("SELECT count(*) FROM label_history").fetchone() == (20,)
+    connection.close()
+
+
+def test_space_is_made_by_the_oldest_unlabelled_first_and_the_file_shrinks(tmp_path, busy_chores):
+    wide = model(labels=tuple(f"class-{i}" for i in range(500)))
+    with opened(tmp_path) as store:
+        run(store.register_model(wide, START))
+        made = [prediction(wide, START + timedelta(seconds=i)) for i in range(3000)]
+        for start in range(0, 3000, 500):
+            run(store.record(made[start : start + 500]))
+        run(store.learn([item(one, 0) for one in made[:400]], START))
+    full = (tmp_path / "tare.db").stat().st_size
+    with opened(tmp_path, max_bytes=full // 2) as store:
+        wait_until(lambda: full // 2 - pragma(tmp_path, "page_count") * pragma(tmp_path, "page_size") > 0)
+        left = run(store.traffic(wide, None, None)).predictions
+        assert 1000 < left < 2000
+        (block,) = run(blocks(store.labelled(wide, None, None, with_logits=False)))
+        assert len(block.labels) == 400
+        assert run(store.prediction(made[400].id)) is None
+        assert run(store.prediction(made[-1].id)) is not None
+    assert (tmp_path / "tare.db").stat().st_size <= full // 2
+
+
+def test_where_only_labelled_predictions_are_left_the_oldest_of_them_make_space(tmp_path, busy_chores):
+    tiny = model()
+    with opened(tmp_path) as store:
+        run(store.register_model(tiny, START))
+        made = [prediction(tiny, START + timedelta(seconds=i)) for i in range(3000)]
+        run(store.record(made))
+        run(store.learn([item(one, 0) for one in made], START))
+    full = (tmp_path / "tare.db").stat().st_size
+    with opened(tmp_path, max_bytes=full // 2) as store:
+        wait_until(lambda: pragma(tmp_path, "page_count") * pragma(tmp_path, "page_size") <= full // 2)
+        assert run(store.prediction(made[0].id)) is None
+        assert run(store.prediction(made[-1].id)) is not None
+        assert 500 < run(store.traffic(tiny, None, None)).predictions < 2500
+
+
+def test_a_bound_that_nothing_can_meet_leaves_the_store_working(tmp_path, busy_chores):
+    tiny = model()
+    with opened(tmp_path, max_bytes=1) as store:
+        run(store.register_model(tiny, START))
+        run(store.record([prediction(tiny)]))
+        wait_until(lambda: run(store.traffic(tiny, None, None)).predictions == 0)
+        run(store.check_writable())
+
+
+def test_float16_keeps_the_decision_of_nearly_all_rows():
+    logits = np.random.default_rng(3).normal(0, 6, (20_000, 100)).astype(np.float32)
+    changed = (logits.argmax(axis=1) != logits.astype(np.float16).argmax(axis=1)).mean()
+    assert changed < 0.003

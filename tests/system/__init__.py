@@ -1,0 +1,1 @@
+"""Drives real processes, as an operator and a client would."""

@@ -1,0 +1,588 @@
+"""The command as a person types it: a file from elsewhere becomes a bundle, or is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto
+from PIL import Image
+
+from bundle.files import Bundle, read
+from bundle.preprocessing import decode
+from tests.training import graphs
+from training.export import main
+from training.importing import NORMALISATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+LABELS = ("ant", "bee", "cat", "dog", "eel")
+COUNTS = (400, 120, 60, 20, 4)
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    path = tmp_path / "classes.csv"
+    path.write_text("".join(f"{label},{n}\n" for label, n in zip(LABELS, COUNTS, strict=True)))
+    return path
+
+
+@pytest.fixture
+def export(tmp_path: Path, classes: Path) -> Callable[..., Bundle]:
+    """Return a function that saves a graph, exports it and reads the bundle back."""
+
+    def run(model: onnx.ModelProto, *options: str | Path) -> Bundle:
+        onnx.save(model, tmp_path / "theirs.onnx")
+        out = tmp_path / "models" / "theirs"
+        arguments = ["--onnx", tmp_path / "theirs.onnx", "--classes", classes, "--out", out, *options]
+        assert main([str(part) for part in arguments]) == 0
+        return read(out)
+
+    return run
+
+
+@pytest.fixture
+def refusal(tmp_path: Path, classes: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return a function that exports what must be refused, and returns the one line that says why."""
+
+    def run(model: onnx.ModelProto | bytes | None, *options: str | Path) -> str:
+        if isinstance(model, bytes):
+            (tmp_path / "theirs.onnx").write_bytes(model)
+        elif model is not None:
+            onnx.save(model, tmp_path / "theirs.onnx")
+        out = tmp_path / "models" / "theirs"
+        arguments = ["--onnx", tmp_path / "theirs.onnx", "--classes", classes, "--out", out, *options]
+        try:
+            code = main([str(part) for part in arguments])
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        printed, said = capfd.readouterr()
+        assert code == 2
+        assert not printed
+        assert said.startswith("training.export: ")
+        assert said.count("\n") == 1
+        assert not list((tmp_path / "models").glob("*")) if (tmp_path / "models").exists() else True
+        return said
+
+    return run
+
+
+def answers(bundle: Bundle, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+    """Run the bundle's graph by the manifest alone, written out anew."""
+    spec = bundle.manifest.input
+    images = pixels[..., ::-1] if spec.colour == "BGR" else pixels
+    images = (images * spec.scale - np.array(spec.mean)) / np.array(spec.std)
+    if spec.layout == "NCHW":
+        images = images.transpose(0, 3, 1, 2)
+    session = onnxruntime.InferenceSession(bundle.model_bytes(), providers=["CPUExecutionProvider"])
+    dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+    graph = bundle.manifest.graph
+    feed = {graph.input: images.astype(dtype[session.get_inputs()[0].type])}
+    return np.asarray(session.run([graph.output], feed)[0])
+
+
+def pixels(
+    n: int = 7, channels: int = 3, size: tuple[int, int] = (graphs.HEIGHT, graphs.WIDTH)
+) -> NDArray[np.uint8]:
+    return np.random.default_rng(1).integers(0, 256, (n, *size, channels), dtype=np.uint8)
+
+
+def test_a_plain_classifier_becomes_a_bundle_that_answers_as_it_did(export: Callable[..., Bundle]) -> None:
+    bundle = export(graphs.classifier(), "--normalisation", "imagenet")
+    manifest = bundle.manifest
+    assert manifest.labels == list(LABELS)
+    assert manifest.class_counts.tolist() == list(COUNTS)
+    assert manifest.source_prior == pytest.approx(np.array(COUNTS) / sum(COUNTS))
+    assert (manifest.input.height, manifest.input.width, manifest.input.layout) == (6, 10, "NCHW")
+    assert [(group.name, group.indices) for group in manifest.groups] == [
+        ("many", [0, 1]),
+        ("medium", [2]),
+        ("few", [3, 4]),
+    ]
+    _, mean, std = NORMALISATIONS["imagenet"]
+    normal = (pixels().transpose(0, 3, 1, 2) / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    assert answers(bundle, pixels()) == pytest.approx(graphs.logits(normal), abs=1e-4)
+
+
+def test_without_held_out_images_the_manifest_says_that_nothing_was_fitted(
+    export: Callable[..., Bundle],
+) -> None:
+    manifest = export(graphs.classifier()).manifest
+    assert (manifest.temperature, manifest.tau, manifest.tau_curve) == (1.0, None, [])
+    assert manifest.calibration.temperature == "unfitted"
+    assert manifest.calibration.logit_offset == "assumed"
+    assert manifest.logit_offset == [0.0] * 5
+
+
+@pytest.mark.parametrize(
+    ("made", "options", "expected"),
+    [
+        ({"inside": (255.0, 0.5)}, ["--normalisation", "raw"], lambda p: p / 255 - 0.5),
+        ({"inside": (1.0, 0.5)}, [], lambda p: p / 255 - 0.5),
+        ({}, ["--normalisation", "symmetric"], lambda p: p / 127.5 - 1),
+        ({}, ["--scale", "1", "--mean", "120,110,100", "--std", "50"], lambda p: (p - [120, 110, 100]) / 50),
+        ({}, ["--colour", "BGR"], lambda p: p[..., ::-1] / 255),
+        ({"layout": "NHWC"}, [], lambda p: p / 255),
+        ({"dtype": TensorProto.UINT8, "inside": (255.0, 0.5)}, [], lambda p: p / 255 - 0.5),
+        (
+            {"dtype": TensorProto.UINT8, "inside": (255.0, 0.5), "layout": "NHWC"},
+            [],
+            lambda p: p / 255 - 0.5,
+        ),
+        ({"maps": True}, [], lambda p: p / 255),
+        ({"batch": 1}, [], lambda p: p / 255),
+        ({"batch": 4}, [], lambda p: p / 255),
+        ({"opset": 26, "ir": 13}, [], lambda p: p / 255),
+        ({"opset": 9, "ir": 4}, [], lambda p: p / 255),
+        ({"size": ("height", "width")}, ["--input-size", "6x10"], lambda p: p / 255),
+    ],
+    ids=str,
+)
+def test_what_the_graph_cannot_tell_is_taken_from_the_options(
+    export: Callable[..., Bundle], made: dict[str, Any], options: list[str], expected: Callable[..., Any]
+) -> None:
+    bundle = export(graphs.classifier(**made), *options)
+    normal = expected(pixels().astype(np.float64)).transpose(0, 3, 1, 2)
+    assert answers(bundle, pixels()) == pytest.approx(graphs.logits(normal), abs=1e-4)
+    model = onnx.load_model_from_string(bundle.model_bytes())
+    assert model.ir_version <= 10
+    assert 11 <= model.opset_import[0].version <= 20
+    shape = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert shape[0] == "batch"
+    assert sorted(shape[1:]) == [3, 6, 10]
+
+
+def test_a_grey_network_is_fed_grey(export: Callable[..., Bundle]) -> None:
+    bundle = export(graphs.classifier(channels=1))
+    assert bundle.manifest.input.colour == "L"
+    grey = pixels(channels=1)
+    assert answers(bundle, grey) == pytest.approx(graphs.logits(grey.transpose(0, 3, 1, 2) / 255), abs=1e-4)
+
+
+def test_half_precision_stays_half_precision(export: Callable[..., Bundle]) -> None:
+    bundle = export(graphs.classifier(dtype=TensorProto.FLOAT16))
+    given = answers(bundle, pixels())
+    assert given.dtype == np.float16
+    assert given == pytest.approx(graphs.logits(pixels().transpose(0, 3, 1, 2) / 255), abs=2e-2)
+
+
+def test_logits_are_taken_before_a_final_softmax_and_it_is_said(
+    export: Callable[..., Bundle], capfd: pytest.CaptureFixture[str]
+) -> None:
+    bundle = export(graphs.classifier(softmax=True))
+    assert "Softmax" in capfd.readouterr().err
+    assert answers(bundle, pixels()) == pytest.approx(
+        graphs.logits(pixels().transpose(0, 3, 1, 2) / 255), abs=1e-4
+    )
+
+
+def test_weights_beside_the_file_are_taken_in(
+    export: Callable[..., Bundle], tmp_path: Path, classes: Path
+) -> None:
+    onnx.save_model(
+        graphs.classifier(),
+        tmp_path / "apart.onnx",
+        save_as_external_data=True,
+        location="apart.data",
+        size_threshold=0,
+    )
+    assert (tmp_path / "apart.data").stat().st_size > 0
+    out = tmp_path / "models" / "apart"
+    assert main(["--onnx", str(tmp_path / "apart.onnx"), "--classes", str(classes), "--out", str(out)]) == 0
+    (tmp_path / "apart.data").unlink()
+    assert answers(read(out), pixels()) == pytest.approx(
+        graphs.logits(pixels().transpose(0, 3, 1, 2) / 255), abs=1e-4
+    )
+
+
+def test_of_several_outputs_the_named_one_is_kept_alone(export: Callable[..., Bundle]) -> None:
+    bundle = export(graphs.classifier(aux=True), "--output", "logits")
+    model = onnx.load_model_from_string(bundle.model_bytes())
+    assert [value.name for value in model.graph.output] == ["logits"]
+    assert "aux_matrix" not in {tensor.name for tensor in model.graph.initializer}
+
+
+def scaled_logits(n: int, temperature: float) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Labels in the training set's mix, and logits of which f / temperature is the exact log posterior.
+
+    x given y is normal round 1.5 e_y, so log P(y | x) is 1.5 x_y + log prior_y up to a constant.
+    """
+    rng = np.random.default_rng(5)
+    prior = np.array(COUNTS) / sum(COUNTS)
+    labels = rng.choice(5, size=n, p=prior)
+    x = rng.normal(size=(n, 5)) + 1.5 * np.eye(5)[labels]
+    return ((1.5 * x + np.log(prior)) * temperature).astype(np.float32), labels
+
+
+def test_held_out_logits_give_the_temperature_they_were_made_with(
+    export: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    logits, labels = scaled_logits(6000, 1.7)
+    np.savez(tmp_path / "held.npz", logits=logits, labels=labels)
+    bundle = export(graphs.classifier(), "--holdout", tmp_path / "held.npz", "--loss-offset", "none")
+    manifest = bundle.manifest
+    assert manifest.temperature == pytest.approx(1.7, rel=0.08)
+    assert manifest.tau == pytest.approx(1.7, abs=0.5)  # exact Bayes at tau = T
+    assert manifest.calibration.temperature == "fitted"
+    assert manifest.calibration.logit_offset == "known"
+    assert (manifest.calibration.images, manifest.calibration.classes) == (6000, 5)
+    assert {0.0, 1.0, manifest.tau} <= {point.tau for point in manifest.metrics.holdout}
+    held_out = bundle.holdout()
+    assert held_out is not None
+    assert (held_out.logits == logits).all()
+    assert (held_out.labels == labels).all()
+
+
+def test_balanced_held_out_images_calibrate_to_the_training_mix_all_the_same(
+    export: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    logits, labels = scaled_logits(200_000, 1.7)
+    per_class = min(np.bincount(labels))
+    chosen = np.concatenate([np.flatnonzero(labels == y)[:per_class] for y in range(5)])
+    assert per_class > 500
+    np.savez(tmp_path / "held.npz", logits=logits[chosen], labels=labels[chosen])
+    bundle = export(graphs.classifier(), "--holdout", tmp_path / "held.npz")
+    assert bundle.manifest.temperature == pytest.approx(1.7, rel=0.1)
+
+
+def test_a_logit_adjusted_network_is_not_adjusted_twice(export: Callable[..., Bundle]) -> None:
+    manifest = export(graphs.classifier(), "--loss-offset", "log-prior", "--loss-tau", "1.5").manifest
+    assert manifest.logit_offset == pytest.approx(1.5 * np.log(np.array(COUNTS) / sum(COUNTS)))
+    assert manifest.calibration.logit_offset == "known"
+    assert (manifest.loss.name, manifest.loss.tau) == ("logit-adjusted", 1.5)
+
+
+def test_an_unknown_loss_gets_the_offset_that_its_held_out_logits_show(
+    export: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    logits, labels = scaled_logits(20_000, 1.0)
+    hidden = np.array([0.0, 1.0, -1.0, 0.5, 0.2])
+    np.savez(tmp_path / "held.npz", logits=(logits - hidden).astype(np.float32), labels=labels)
+    manifest = export(
+        graphs.classifier(), "--holdout", tmp_path / "held.npz", "--loss-offset", "fitted"
+    ).manifest
+    found = np.array(manifest.logit_offset)
+    assert found - found.mean() == pytest.approx(hidden - hidden.mean(), abs=0.25)
+    assert manifest.calibration.logit_offset == "fitted"
+
+
+def test_a_labelled_folder_is_decoded_by_the_rules_of_serving(
+    export: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(2)
+    expected = {}
+    for label in LABELS:
+        (tmp_path / "held" / label).mkdir(parents=True)
+        for i in range(3):
+            path = tmp_path / "held" / label / f"{i}.{('png', 'jpg', 'webp')[i]}"
+            Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
+            expected[path] = LABELS.index(label)
+    (tmp_path / "held" / "ant" / ".hidden").write_text("not an image")
+    options = ["--resize", "crop", "--shorter-side", "12", "--interpolation", "bicubic"]
+    bundle = export(graphs.classifier(), "--images", tmp_path / "held", *options)
+    held_out = bundle.holdout()
+    assert held_out is not None
+    assert held_out.labels.tolist() == [expected[path] for path in sorted(expected)]
+    images = np.stack([decode(path.read_bytes(), bundle.manifest.input) for path in sorted(expected)])
+    assert held_out.logits == pytest.approx(graphs.logits(images.transpose(0, 3, 1, 2) / 255), abs=1e-4)
+
+
+def test_a_header_blank_lines_quotes_and_a_byte_order_mark_are_allowed(
+    export: Callable[..., Bundle], classes: Path
+) -> None:
+    classes.write_text(
+        '\ufeffLabel, Count\n\n"ant, red",5\nbee,6\r\n猫,7\n"a ""b""",8\n e , 9 \n', encoding="utf-8"
+    )
+    assert export(graphs.classifier()).manifest.labels == ["ant, red", "bee", "猫", 'a "b"', "e"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "names no class"),
+        ("label,count\n", "names no class"),
+        ("ant,1\nbee\n", "line 2: label,count"),
+        ("ant,1\nbee,2,3\n", "line 2: label,count"),
+        ("ant,1\nbee,two\n", "line 2: the count of 'bee' is 'two'"),
+        ("ant,1\nbee,-2\n", "line 2"),
+        ("ant,1\nbee,1.5\n", "line 2"),
+        ("ant,1\nbee,nan\n", "line 2"),
+        ("name,number\nant,1\n", "line 1: the count of 'name' is 'number'"),
+        ("ant,1\n ,2\n", "line 2: a label has 1 to 1,000"),
+        ("ant,1\n" + "b" * 1001 + ",2\n", "line 2: a label has 1 to 1,000"),
+        ("ant,1\n\nant,2\n", "line 3: the label 'ant' stands in line 1"),
+        ('ant,1\n"bee,2\n', "line 2"),
+        ("a,1\nb,2\nc,3\nd,4\n", "names 4 classes"),
+        ("a,1\nb,2\nc,3\nd,4\ne,5\nf,6\n", "names 6 classes"),
+        ("a,1\nb,2\nc,3\nd,0\ne,5\n", "class 'd' has no training image"),
+        ("a,0\nb,0\nc,0\nd,0\ne,0\n", "zero"),
+    ],
+)
+def test_a_faulty_class_file_is_refused_with_its_line(
+    refusal: Callable[..., str], classes: Path, text: str, says: str
+) -> None:
+    classes.write_text(text)
+    assert says in refusal(graphs.classifier())
+
+
+def test_class_files_that_are_no_text_or_not_there_are_refused(
+    refusal: Callable[..., str], classes: Path
+) -> None:
+    classes.write_bytes(b"\xff\xfe\x00,1\n")
+    assert "UTF-8" in refusal(graphs.classifier())
+    classes.unlink()
+    assert "No such file" in refusal(graphs.classifier())
+
+
+def test_zero_counts_are_taken_where_smoothing_is_asked_for(
+    export: Callable[..., Bundle], classes: Path
+) -> None:
+    classes.write_text("a,1\nb,2\nc,3\nd,0\ne,5\n")
+    prior = export(graphs.classifier(), "--smoothing", "0.5").manifest.source_prior
+    assert prior == pytest.approx(np.array([1.5, 2.5, 3.5, 0.5, 5.5]) / 13.5)
+
+
+def without_batch_freedom() -> onnx.ModelProto:
+    """A graph that mixes the images of a batch: each loses the batch's mean."""
+    model = graphs.classifier()
+    model.graph.node[-1].output[0] = "raw"
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("ReduceMean", ["raw", "first"], ["mean"], keepdims=1),
+            onnx.helper.make_node("Sub", ["raw", "mean"], ["logits"]),
+        ]
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0]), "first"))
+    return model
+
+
+def with_nan() -> onnx.ModelProto:
+    model = graphs.classifier()
+    matrix = onnx.numpy_helper.to_array(model.graph.initializer[0]).copy()
+    matrix[0, 0] = np.nan
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(matrix, "matrix"))
+    return model
+
+
+def two_inputs() -> onnx.ModelProto:
+    model = graphs.classifier()
+    model.graph.input.append(onnx.helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["batch"]))
+    return model
+
+
+def spelt_out_softmax() -> onnx.ModelProto:
+    model = graphs.classifier()
+    model.graph.node[-1].output[0] = "raw"
+    model.graph.node.extend(
+        [
+            onnx.helper.make_node("Exp", ["raw"], ["exp"]),
+            onnx.helper.make_node("ReduceSum", ["exp", "axis"], ["sum"], keepdims=1),
+            onnx.helper.make_node("Div", ["exp", "sum"], ["logits"]),
+        ]
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "axis"))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "says"),
+    [
+        (lambda: b"", [], "not an ONNX file"),
+        (lambda: b"\x89PNG not a model", [], "not an ONNX file"),
+        (lambda: None, [], "does not exist"),
+        (two_inputs, [], "has 2: image, mask"),
+        (with_nan, [], "NaN"),
+        (without_batch_freedom, [], "otherwise than alone"),
+        (spelt_out_softmax, [], "probabilities"),
+        (lambda: graphs.classifier(sigmoid=True), [], "Sigmoid"),
+        (lambda: graphs.classifier(aux=True), [], "--output: logits, aux"),
+        (graphs.classifier, ["--output", "nope"], "outputs are logits"),
+        (lambda: graphs.classifier(n_classes=4), [], "shape ['batch', 4]"),
+        (lambda: graphs.classifier(size=("h", "w")), [], "--input-size"),
+        (graphs.classifier, ["--input-size", "8x10"], "not what the graph takes: 6 x 10"),
+        (graphs.classifier, ["--input-size", "8"], "HEIGHTxWIDTH"),
+        (lambda: graphs.classifier(size=(6, 3)), [], "--layout"),
+        (lambda: graphs.classifier(channels=4), [], "channels"),
+        (lambda: graphs.classifier(dtype=TensorProto.DOUBLE), [], "double"),
+        (graphs.classifier, ["--colour", "L"], "3 channels"),
+        (graphs.classifier, ["--mean", "1,2"], "2 numbers"),
+        (graphs.classifier, ["--mean", "a"], "numbers separated by commas"),
+        (graphs.classifier, ["--mean", "nan"], "mean"),
+        (graphs.classifier, ["--std", "0"], "std"),
+        (graphs.classifier, ["--scale", "0"], "scale"),
+        (graphs.classifier, ["--normalisation", "raw", "--scale", "2"], "one or the others"),
+        (lambda: graphs.classifier(dtype=TensorProto.UINT8), ["--mean", "3"], "uint8"),
+        (graphs.classifier, ["--resize", "crop"], "shorter_side"),
+        (graphs.classifier, ["--resize", "crop", "--shorter-side", "8"], "smaller than the crop"),
+        (graphs.classifier, ["--loss-offset", "fitted"], "needs --holdout"),
+        (graphs.classifier, ["--loss-tau", "1"], "--loss-offset"),
+        (graphs.classifier, ["--smoothing", "-1"], "moothing"),
+        (graphs.classifier, ["--name", "no spaces"], "cannot name a model"),
+        (graphs.classifier, ["--images", "/nowhere"], "no folder"),
+        (graphs.classifier, ["--holdout", "/nowhere.npz"], "does not exist"),
+        (graphs.classifier, ["--holdout", "a.npz", "--images", "b"], "exclude"),
+        (graphs.classifier, ["--normalise"], "unrecognized"),
+    ],
+)
+def test_what_cannot_be_taken_is_refused_in_one_line_with_nothing_written(
+    refusal: Callable[..., str], model: Callable[[], Any], options: list[str], says: str
+) -> None:
+    assert says in refusal(model(), *options)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"logits": np.zeros((3, 5))}, "arrays logits and labels"),
+        ({"logits": np.zeros((3, 4)), "labels": np.zeros(3, int)}, "5 classes"),
+        ({"logits": np.zeros((3, 5)), "labels": np.zeros(2, int)}, "2 labels"),
+        ({"logits": np.zeros((0, 5)), "labels": np.zeros(0, int)}, "0 labels"),
+        ({"logits": np.full((3, 5), np.inf), "labels": np.zeros(3, int)}, "row 0 are not finite"),
+        ({"logits": np.zeros((3, 5)), "labels": np.array([0, 1, 5])}, "outside 0 to 4"),
+        ({"logits": np.zeros((3, 5)), "labels": np.array([0, -1, 1])}, "outside 0 to 4"),
+        ({"logits": np.zeros((3, 5), int), "labels": np.zeros(3, int)}, "floats"),
+        ({"logits": np.full((3, 5), 0.2), "labels": np.zeros(3, int)}, "probabilities"),
+        ({"logits": np.array([[{}]]), "labels": np.zeros(1, int)}, "arrays logits and labels"),
+    ],
+)
+def test_faulty_held_out_logits_are_refused(
+    refusal: Callable[..., str], tmp_path: Path, arrays: dict[str, Any], says: str
+) -> None:
+    np.savez(tmp_path / "held.npz", **arrays)
+    assert says in refusal(graphs.classifier(), "--holdout", tmp_path / "held.npz")
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({}, "holds no image"),
+        ({"ant/1.png": b"not an image"}, "ant/1.png: the first bytes name no image format"),
+        ({"ant/1.png": b"\x89PNG\r\n\x1a\nbroken"}, "ant/1.png: the PNG image cannot be decoded"),
+        ({"wolf/1.png": b""}, "'wolf' is no class"),
+    ],
+)
+def test_faulty_labelled_folders_are_refused_with_the_file(
+    refusal: Callable[..., str], tmp_path: Path, files: dict[str, bytes], says: str
+) -> None:
+    (tmp_path / "held").mkdir()
+    for name, data in files.items():
+        (tmp_path / "held" / name).parent.mkdir()
+        (tmp_path / "held" / name).write_bytes(data)
+    assert says in refusal(graphs.classifier(), "--images", tmp_path / "held")
+
+
+def test_weights_that_lie_outside_the_folder_or_nowhere_are_refused(
+    refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    model = graphs.classifier()
+    onnx.save_model(
+        model, tmp_path / "theirs.onnx", save_as_external_data=True, location="w.data", size_threshold=0
+    )
+    (tmp_path / "w.data").unlink()
+    assert "w.data" in refusal(None)
+    broken = onnx.load_model(tmp_path / "theirs.onnx", load_external_data=False)
+    (tmp_path.parent / "secret.data").write_bytes(bytes(1000))
+    for tensor in broken.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = "../secret.data" if entry.key == "location" else entry.value
+    assert "cannot be taken in" in refusal(broken.SerializeToString())
+
+
+def test_an_existing_bundle_is_kept_unless_forced(
+    export: Callable[..., Bundle], tmp_path: Path, classes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = export(graphs.classifier())
+    arguments = ["--onnx", tmp_path / "theirs.onnx", "--classes", classes, "--out", before.folder]
+    assert main([str(part) for part in arguments]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert read(before.folder).version == before.version
+    classes.write_text("a,1\nb,2\nc,3\nd,4\ne,5\n")
+    assert main([*(str(part) for part in arguments), "--force"]) == 0
+    assert read(before.folder).manifest.labels == ["a", "b", "c", "d", "e"]
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["theirs"]
+
+
+def test_the_name_can_differ_from_the_folder_and_json_tells_the_version(
+    tmp_path: Path, classes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(graphs.classifier(), tmp_path / "theirs.onnx")
+    out = tmp_path / "models" / "theirs"
+    arguments = ["--onnx", tmp_path / "theirs.onnx", "--classes", classes, "--out", out]
+    assert main([*(str(part) for part in arguments), "--name", "mine", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    bundle = read(out)
+    assert told["version"] == bundle.version
+    assert bundle.manifest.name == "mine"
+
+
+def test_a_guessing_network_is_pointed_at_the_order_of_classes_and_the_normalisation(
+    export: Callable[..., Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "held.npz",
+        logits=rng.normal(size=(50, 5)) * [9, 0, 0, 0, 0] + [20, 0, 0, 0, 0],
+        labels=np.arange(50) % 5,
+    )
+    export(graphs.classifier(), "--holdout", tmp_path / "held.npz")
+    assert "order of the classes" in capsys.readouterr().err
+
+
+def test_it_runs_where_torch_cannot_be_imported_and_writes_nothing_in_an_empty_home(
+    tmp_path: Path, classes: Path
+) -> None:
+    onnx.save(graphs.classifier(batch=1), tmp_path / "theirs.onnx")
+    (tmp_path / "home").mkdir()
+    script = (
+        "import sys\n"
+        "for name in ('torch', 'torchvision', 'matplotlib'): sys.modules[name] = None\n"
+        "from training.export import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = ["--onnx", tmp_path / "theirs.onnx", "--classes", classes, "--out", tmp_path / "models" / "m"]
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**environment, "HOME": str(tmp_path / "home"), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert read(tmp_path / "models" / "m").manifest.labels == list(LABELS)
+    assert not list((tmp_path / "home").rglob("*"))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_becomes_the_bundle_that_training_made_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fit = pytest.importorskip("training.fit", reason="training.fit needs torch")
+    monkeypatch.chdir(tmp_path)
+    recipe = ["--dataset", "shapes-lt", "--network", "resnet20", "--steps", "2", "--device", "cpu"]
+    assert fit.main([*recipe, "--out", "models/trained"]) == 0
+    assert main(["--checkpoint", "runs/trained", "--out", "models/exported"]) == 0
+    trained, exported = read(Path("models/trained")), read(Path("models/exported"))
+    same = {"name", "created", "files"}
+    assert trained.manifest.model_dump(exclude=same) == exported.manifest.model_dump(exclude=same)
+    assert trained.manifest.files["model.onnx"] == exported.manifest.files["model.onnx"]
+    capfd.readouterr()
+    assert main(["--checkpoint", "runs/nothing", "--out", "models/more"]) == 2
+    assert main(["--checkpoint", "runs/trained", "--mean", "1", "--out", "models/more"]) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert "there is no checkpoint" in said[0]
+    assert "--mean does not go with --checkpoint" in said[1]
+    assert not Path("models/more").exists()
