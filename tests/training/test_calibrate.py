@@ -5,7 +5,7 @@ import pytest
 
 from longtail.adjustment import scores
 from longtail.metrics import balanced_error
-from training.calibrate import calibrate, errors_at, group_names, groups_of
+from training.calibrate import calibrate, errors_at, groups_of
 
 COUNTS = np.array([900, 300, 100, 99, 21, 20, 1])
 PRIOR = COUNTS / COUNTS.sum()
@@ -28,7 +28,6 @@ def test_groups_are_the_papers_with_their_bounds():
         ("medium", 21, 99, [3, 4]),
         ("few", None, 20, [5, 6]),
     ]
-    assert group_names(groups, 7) == ["many"] * 3 + ["medium"] * 2 + ["few"] * 2
 
 
 def test_a_group_without_a_class_is_left_out():
