@@ -14,6 +14,7 @@ import uvicorn
 import uvloop
 
 from service.adapters.telemetry import log_to_stderr
+from service.api.protocol import Protocol
 from service.app import create_app
 from service.settings import Settings, StartError
 
@@ -90,7 +91,7 @@ class _Signals:
 async def _serve(app: FastAPI, listener: socket.socket, signals: _Signals) -> None:
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=Protocol,
         ws="none",
         lifespan="off",  # entered here, so that a refusal to start reaches main as what it is
         log_config=None,

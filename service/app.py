@@ -8,6 +8,7 @@ import importlib.metadata
 import logging
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from fastapi import Depends, FastAPI
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from service.core.batcher import BatchReport
+    from service.core.models import LoadedModel
     from service.settings import Settings
 
 _OPEN: Final = (docs.router, health.router)
@@ -130,11 +132,13 @@ async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[
             keep_days=settings.keep_days,
             max_bytes=settings.state_max_bytes,
             clock=_now,
+            listen=telemetry.committed,
         )
     with contextlib.closing(store):
 
         def heard(model: str, batch: BatchReport) -> None:
-            telemetry.batch_ran(model, batch.items, batch.run_s)
+            if batch.items > batch.failed:
+                telemetry.batch_ran(model, batch.items - batch.failed, batch.run_s)
 
         capacity = Capacity(workers=cores())
         telemetry.queue_limited_to(capacity.queue_items)
@@ -155,7 +159,7 @@ async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[
                 telemetry.model_loaded(
                     model.name, model.version.version, model.engine.provider, model is loaded.default
                 )
-                telemetry.watch_queue(model.name, lambda model=model: model.batcher.queued_items)
+                telemetry.watch_queue(model.name, partial(_queued, model))
             label_sets = {model.version.label_set for model in loaded.all()}
             telemetry.watch_priors(lambda: [one for owner in label_sets for one in held_priors.all(owner)])
             telemetry.bundles_refused(len(loaded.refused))
@@ -174,7 +178,7 @@ async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[
                 models=loaded,
                 predictor=predictor,
                 priors=held_priors,
-                monitor=Monitor(store, held_priors, _now),
+                monitor=Monitor(store, held_priors, _now, default_tau=settings.tau),
                 store=store,
                 clock=_now,
                 observer=telemetry,
@@ -189,6 +193,10 @@ def _start_errors() -> Iterator[None]:
         yield
     except (StateUnusable, EngineError) as failure:
         raise StartError(str(failure)) from failure
+
+
+def _queued(model: LoadedModel) -> int:
+    return model.batcher.queued_items
 
 
 def _now() -> datetime:

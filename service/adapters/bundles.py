@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bundle.files import Bundle
     from service.adapters.onnx_engine import Choice
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("tare.models")
 _CPU_MAX: Final = Path("/sys/fs/cgroup/cpu.max")
 
 

@@ -6,7 +6,10 @@ So a GPU session forbids the CPU, is asked what it became, and has run every bat
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.metadata
+import io
 import logging
 import os
 import re
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 Provider = Literal["cpu", "cuda", "tensorrt"]
 Choice = Literal["auto", "cpu", "cuda", "tensorrt"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("tare.engine")
 _WHEELS: Final = ("onnxruntime", "onnxruntime-gpu")
 _NAMES: Final[dict[Provider, str]] = {
     "cpu": "CPUExecutionProvider",
@@ -92,16 +95,20 @@ class OnnxEngine:
         self._sizes = _batch_sizes(provider, largest_batch)
         if _NAMES[provider] not in onnxruntime.get_available_providers():
             raise ProviderError(f"this onnxruntime is built without {provider}; install the extra gpu")
+        missing = [] if provider == "cpu" else _missing_libraries()
         try:
             self._session = _session(graph.model, provider, threads)
             granted = self._session.get_providers()[0]
             if granted != _NAMES[provider]:
-                raise ProviderError(f"{provider} was asked for, onnxruntime runs on {granted}")
+                raise ProviderError(
+                    "; ".join([f"{provider} was asked for, onnxruntime runs on {granted}", *missing])
+                )
             for size in self._sizes:
                 self._warm_up(size)
         except _FAILURES as failure:
             kind = EngineError if provider == "cpu" else ProviderError
-            raise kind(f"the network does not run on {provider}: {_reason(failure)}") from failure
+            reason = "; ".join(missing) or _reason(failure)  # a missing library shows as something else
+            raise kind(f"the network does not run on {provider}: {reason}") from failure
 
     @property
     def provider(self) -> Provider:
@@ -212,10 +219,23 @@ def _session(model: bytes, provider: Provider, threads: int) -> onnxruntime.Infe
     if provider == "cpu":
         providers = [_NAMES["cpu"]]
     else:
-        onnxruntime.preload_dlls()  # pip's CUDA and cuDNN are not on the system's path
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         providers = [cuda] if provider == "cuda" else [_NAMES["tensorrt"], cuda]
     return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
+
+
+def _missing_libraries() -> list[str]:
+    """Load pip's CUDA and cuDNN, which are not on the system's path; say what was not found there.
+
+    That alone is no failure: they may be on the system's path.
+    """
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ["there is no NVIDIA driver (libcuda.so.1)"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:  # it prints what fails, and returns normally
+        onnxruntime.preload_dlls()
+    return [line for line in said.getvalue().splitlines() if line.startswith("Failed to load")]
 
 
 def _batch_sizes(provider: Provider, largest: int) -> tuple[int, ...]:

@@ -51,14 +51,24 @@ Result = TypeVar("Result")
 class SqlStore:
     """The store on SQLite. Usable once built, or it raises StateUnusable; whoever builds it closes it."""
 
-    def __init__(self, folder: Path, *, keep_days: float, max_bytes: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep_days: float,
+        max_bytes: int,
+        clock: Clock,
+        listen: Callable[[float], None] | None = None,
+    ) -> None:
+        """`listen` hears the seconds of every commit, on the writer's thread."""
         self._database = SqliteDatabase(folder)
         self._clock = clock
         self._keep = timedelta(days=keep_days)
         with self._database.reader.connect() as connection:
             self._model_ids = sql_predictions.registered(connection)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-reader")
-        self._writer = Writer(self._database, Retention(self._database, self._keep, max_bytes, clock))
+        chores = Retention(self._database, self._keep, max_bytes, clock)
+        self._writer = Writer(self._database, chores, listen)
 
     def close(self) -> None:
         """Write what waits, end the threads, close the file and release its lock."""

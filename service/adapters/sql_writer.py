@@ -67,9 +67,16 @@ class Writer:
     `chores` is called between commits, now and then and until it returns False: whether there is more to do.
     """
 
-    def __init__(self, database: Database, chores: Callable[[Connection], bool]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        chores: Callable[[Connection], bool],
+        listen: Callable[[float], None] | None = None,
+    ) -> None:
+        """`listen` hears the seconds of every commit, on the writer's thread."""
         self._database = database
         self._chores = chores
+        self._listen = listen
         self._jobs: deque[_Job] = deque()
         self._backlog_bytes = 0
         self._closing = False
@@ -124,7 +131,11 @@ class Writer:
             while True:
                 jobs = self._next_group(chores_at)
                 if jobs:
-                    _answer(self._committed(connection, jobs))
+                    started = time.perf_counter()
+                    settled = self._committed(connection, jobs)
+                    if self._listen is not None:
+                        self._listen(time.perf_counter() - started)
+                    _answer(settled)
                 elif self._closing:
                     return
                 if time.monotonic() >= chores_at and not self._closing:

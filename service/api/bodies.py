@@ -38,7 +38,7 @@ class Intake:
 
     max_body_bytes: int
     max_held_bytes: int
-    patience_s: float = 60.0
+    patience_s: float = 120.0
     held_bytes: int = 0
     big_json: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -138,7 +138,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for key, _ in pairs:
             if key in seen:
                 raise Invalid(
-                    "repeated-field", f"{key[:100]}: this field stands twice; send it once.", field=key
+                    "repeated-field", f"{key[:100]}: this field stands twice; send it once.", field=key[:100]
                 )
             seen.add(key)
     return found

@@ -54,9 +54,11 @@ def _span(value: object) -> object:
 
 
 def _time(value: object) -> object:
-    """Pydantic takes Unix times and times without a zone too; RFC 3339 does not."""
-    if isinstance(value, str) and not _TIME.fullmatch(value):
-        raise ValueError("Input should be an RFC 3339 time such as 2026-11-23T09:00:00Z")
+    """Pydantic takes Unix times and times without a zone too, and in strict mode no text at all."""
+    if isinstance(value, str):
+        if not _TIME.fullmatch(value):
+            raise ValueError("Input should be an RFC 3339 time such as 2026-11-23T09:00:00Z")
+        return datetime.fromisoformat(value.upper())
     return value
 
 

@@ -1,10 +1,10 @@
 """Everything under /priors: named, versioned target priors, changed with entity tags and rolled back."""
 
 import re
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from service.api.answers import Json
 from service.api.bodies import RequestModel, json_body
@@ -22,13 +22,22 @@ _TEXT: Final = Field(None, max_length=1000)
 Numbers = dict[str, float] | list[float]
 
 
+def _only_true(value: bool) -> bool:
+    if not value:
+        raise ValueError("Input should be true, or the field left out")
+    return value
+
+
+OnlyTrue = Annotated[bool, AfterValidator(_only_true)]
+
+
 class PriorsIn(RequestModel):
     """Exactly one of `counts`, `probabilities`, `uniform` and `source`; by label, or a list by index."""
 
     counts: Numbers | None = None
     probabilities: Numbers | None = None
-    uniform: Literal[True] | None = None
-    source: Literal[True] | None = Field(None, description="Copy the source prior of `model` as it is now.")
+    uniform: OnlyTrue | None = None
+    source: OnlyTrue | None = Field(None, description="Copy the source prior of `model` as it is now.")
     smoothing: float | None = Field(None, ge=0, description="Added to each of `counts`; 0 without it.")
     note: str | None = _TEXT
     author: str | None = _TEXT
@@ -76,7 +85,7 @@ def _precondition(request: Request) -> Precondition:
 
 
 def _tags(request: Request, header: str, *, weak: bool) -> frozenset[str] | None:
-    """Return a header's entity tags, None where it is not there. Weak ones match nothing in If-Match (RFC 9110)."""
+    """Return a header's entity tags, None where it is not there. A weak one never holds for If-Match."""
     given = request.headers.getlist(header)
     if not given:
         return None
@@ -136,8 +145,8 @@ async def put_priors(
     spec = PriorSpec(
         counts=body.counts,
         probabilities=body.probabilities,
-        uniform=body.uniform is True,
-        source=body.source is True,
+        uniform=body.uniform is not None,
+        source=body.source is not None,
         smoothing=body.smoothing,
         note=body.note,
         author=body.author,

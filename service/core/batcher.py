@@ -110,8 +110,7 @@ class Batcher(Generic[Item, Prepared, Answer]):
         """
         if not items:
             return []
-        self._loop = asyncio.get_running_loop()
-        request: _Request[Answer] = _Request(self._loop.create_future(), len(items))
+        request: _Request[Answer] = _Request(asyncio.get_running_loop().create_future(), len(items))
         self._admit(request, items, sizes)
         self._open.add(request)
         try:
@@ -140,6 +139,10 @@ class Batcher(Generic[Item, Prepared, Answer]):
     def _admit(self, request: _Request[Answer], items: Sequence[Item], sizes: Sequence[int]) -> None:
         """Queue a whole request or refuse it; an empty queue takes any."""
         now = time.perf_counter()
+        entries = [
+            _Entry(request, position, item, size, now)
+            for position, (item, size) in enumerate(zip(items, sizes, strict=True))
+        ]
         total = sum(sizes)
         with self._changed:
             if self._stopping:
@@ -153,8 +156,7 @@ class Batcher(Generic[Item, Prepared, Answer]):
                     "queue-full", f"The queue is full; try again in {seconds} s.", retry_after_s=seconds
                 )
             self._queue_bytes += total
-            for position, (item, size) in enumerate(zip(items, sizes, strict=True)):
-                self._queue.append(_Entry(request, position, item, size, now))
+            self._queue.extend(entries)
             self._changed.notify(min(len(items), self._capacity.workers))
 
     def _retry_after_s(self) -> int:
@@ -213,9 +215,11 @@ class Batcher(Generic[Item, Prepared, Answer]):
                 outcomes[place] = answer
         done = time.perf_counter()
         seconds = (done - started) / len(batch)
-        self._seconds_an_item = _MEMORY * self._seconds_an_item + (1 - _MEMORY) * seconds
-        if not self._loop.is_closed():  # a loop that is gone has taken its callers along
-            self._loop.call_soon_threadsafe(self._settle, batch, outcomes)
+        past = self._seconds_an_item or seconds
+        self._seconds_an_item = _MEMORY * past + (1 - _MEMORY) * seconds
+        loop = batch[0].request.future.get_loop()
+        if not loop.is_closed():  # a loop that is gone has taken its callers along
+            loop.call_soon_threadsafe(self._settle, batch, outcomes)
         if self._listen is not None:
             failed = sum(isinstance(outcome, Exception) for outcome in outcomes)
             waited = started - batch[0].arrived

@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from longtail.adjustment import adjustment as adjusted_by
-from longtail.priors import PriorError, checked_prior
 from service.core.decide import QueuedImage, decide
 from service.core.exceptions import DeadlineExceeded, Invalid
 from service.core.ids import IdMaker
+from service.core.priors import DEFAULT, probabilities_of
 from service.core.records import Adjustment, Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import ArrayLike
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
     from service.core.models import LoadedModel
     from service.core.ports import Clock, Store
-    from service.core.priors import Priors
+    from service.core.priors import Priors, Values
     from service.core.records import Decision, Method, ModelVersion, PriorVersion
 
 LARGEST_TAU: Final = 100.0
@@ -62,13 +61,16 @@ class Predictor:
         recorded then.
         """
         queued = [QueuedImage(data, i, adjustment, top_k) for i, data in enumerate(images)]
+        limit = asyncio.timeout(self._deadline_s)
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with limit:
                 decisions = await model.batcher.submit(queued, [len(data) for data in images])
                 predictions = self._predictions(decisions, model.version, adjustment)
                 if self._record:
                     await self._store.record(predictions)
         except TimeoutError as failure:
+            if not limit.expired():
+                raise
             raise DeadlineExceeded(
                 "deadline-exceeded", f"There was no answer within {self._deadline_s:g} s; try again later."
             ) from failure
@@ -80,12 +82,13 @@ class Predictor:
         method: Method = "logit-adjustment",
         tau: float | None = None,
         priors_name: str | None = None,
-        target_prior: ArrayLike | None = None,
+        target_prior: Values | NDArray[np.float64] | None = None,
     ) -> Adjustment:
         """Return how a request is to be scored; it holds one version of its prior from here on.
 
-        `tau` None is the service's default, else the bundle's, else 1. `target_prior` (L,) goes in place of a
-        named prior, not beside one. Raises NotFound for a name that is not there, Invalid for the rest.
+        `tau` None is the service's default, else the bundle's, else 1. `target_prior`, by label or by index,
+        goes in place of a named prior, not beside one. Raises NotFound for a name that is not there and
+        Invalid for any other value that cannot be taken.
         """
         version = model.version
         if priors_name is not None and target_prior is not None:
@@ -99,10 +102,10 @@ class Predictor:
         else:
             strength = self._strength(version, tau)
         if target_prior is not None:
-            target = _checked_target(target_prior, version)
+            target = probabilities_of(target_prior, version.labels, "target_prior")
             offset = version.logit_offset + adjusted_by(version.source_prior, target, strength)
             return Adjustment(method, strength, version.temperature, None, offset)
-        prior = self._priors.current(version.label_set, priors_name or "default")
+        prior = self._priors.current(version.label_set, priors_name or DEFAULT)
         return self._kept_or_made(version, method, strength, prior)
 
     def adjust(
@@ -157,13 +160,3 @@ class Predictor:
             )
             for decision in decisions
         ]
-
-
-def _checked_target(
-    values: ArrayLike, version: ModelVersion
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    try:
-        return checked_prior(values, len(version.labels))
-    except PriorError as failure:
-        label = {} if failure.index is None else {"label": version.labels[failure.index]}
-        raise Invalid("invalid-prior", str(failure), field="target_prior", **label) from failure

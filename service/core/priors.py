@@ -161,7 +161,7 @@ class Priors:
         return await self._add(replace(earlier, created=self._clock()), precondition)
 
     async def delete(self, label_set: str, name: str, precondition: Precondition = NO_PRECONDITION) -> None:
-        """Delete a name, but not `default` (Conflict). Its numbers are never given again. Raises NotFound, Stale."""
+        """Delete a name; its numbers are never given again. Raises Conflict, NotFound, Stale."""
         if name == DEFAULT:
             raise Conflict("priors-default", "The default priors cannot be deleted; change them instead.")
         async with self._changing:
@@ -206,7 +206,9 @@ def etag(prior: PriorVersion) -> str:
     return f'"{hashlib.sha256(identity.encode() + prior.probabilities.tobytes()).hexdigest()[:32]}"'
 
 
-def probabilities_of(values: Values, labels: Sequence[str], field: str) -> NDArray[np.float64]:
+def probabilities_of(
+    values: Values | NDArray[np.float64], labels: Sequence[str], field: str
+) -> NDArray[np.float64]:
     """Return a target prior (L,) from what a request says, by label or by index. Raises Invalid."""
     try:
         return checked_prior(_by_index(values, labels, field), len(labels))
@@ -247,7 +249,9 @@ def _probabilities(spec: PriorSpec, model: ModelVersion) -> NDArray[np.float64]:
     return uniform_prior(len(labels)) if spec.uniform else model.source_prior
 
 
-def _by_index(values: Values, labels: Sequence[str], field: str) -> Sequence[float]:
+def _by_index(
+    values: Values | NDArray[np.float64], labels: Sequence[str], field: str
+) -> Sequence[float] | NDArray[np.float64]:
     if not isinstance(values, Mapping):
         return values
     known = set(labels)

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from service.adapters import bundles, onnx_engine
+from service.adapters import bundles
 from service.adapters.bundles import cores, load_all
 from service.core.batcher import Capacity
 from service.core.exceptions import NotFound, Unavailable
 from service.core.models import LoadedModel, Models
 from service.core.ports import EngineError
 from tests import tiny
+from tests.service.gpu import needs_no_gpu
 
 SMALL = Capacity(workers=1, largest_batch=4)
 
@@ -111,14 +112,13 @@ def test_a_folder_without_bundles_is_no_crash(tmp_path, there):
         assert models.missing == "No model loads: there is no bundle."
 
 
+@needs_no_gpu
 def test_where_a_provider_cannot_be_had_the_model_is_known_and_cannot_run(tmp_path):
-    if "CUDAExecutionProvider" in onnx_engine.onnxruntime.get_available_providers():
-        pytest.skip("this onnxruntime is built with CUDA")
     tiny.make(tmp_path / "acorn")
     with loading(tmp_path, provider="cuda") as models:
         assert models.default is None
         for name, code in ((None, "no-model"), ("acorn", "provider-unavailable")):
-            with pytest.raises(Unavailable, match="without cuda") as refused:
+            with pytest.raises(Unavailable, match="cuda") as refused:
                 models.get(name)
             assert refused.value.code == code
         with pytest.raises(NotFound):

@@ -20,10 +20,10 @@ from service.adapters.serving_graph import compose
 from service.core.ports import EngineError
 from tests import tiny
 from tests.service import networks
+from tests.service.gpu import needs_gpu, needs_no_gpu
 
 RNG = np.random.default_rng(3)
 PIXELS = RNG.integers(0, 256, (16, tiny.SIZE, tiny.SIZE, 3), dtype=np.uint8)
-HAS_CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
 @pytest.fixture
@@ -89,10 +89,9 @@ def test_an_operator_that_nobody_knows_is_said_in_one_line_without_paths(tmp_pat
     assert "/onnxruntime" not in str(failure.value)
 
 
+@needs_no_gpu
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_named_provider_that_cannot_be_had_is_an_error_and_never_the_cpu(graph, provider):
-    if HAS_CUDA:
-        pytest.skip("this onnxruntime is built with CUDA")
     with pytest.raises(ProviderError, match=provider):
         build(graph, provider, largest_batch=4)
 
@@ -110,15 +109,36 @@ def promised_cuda(monkeypatch):
     monkeypatch.setattr(onnxruntime, "InferenceSession", open_on_the_cpu)
 
 
-def test_a_session_that_fell_back_to_the_cpu_is_not_taken_for_cuda(graph, promised_cuda):
+def test_a_session_that_fell_back_to_the_cpu_is_not_taken_for_cuda(graph, promised_cuda, monkeypatch):
+    monkeypatch.setattr(onnx_engine, "_missing_libraries", list)
     with pytest.raises(ProviderError, match="CPUExecutionProvider"):
         build(graph, "cuda", largest_batch=4)
 
 
-def test_auto_says_that_it_took_the_cpu_and_why(graph, promised_cuda, caplog):
+def test_auto_says_that_it_took_the_cpu_and_why(graph, promised_cuda, caplog, monkeypatch):
+    monkeypatch.setattr(onnx_engine, "_missing_libraries", list)
     assert build(graph, "auto", largest_batch=4).provider == "cpu"
-    assert "CUDA" in caplog.text
+    assert "CUDA is built in but not to be had, the CPU is taken" in caplog.text
     assert "CPUExecutionProvider" in caplog.text
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_cuda_gives_the_answers_of_the_cpu_in_batches_of_any_size(graph):
+    gpu, cpu = (OnnxEngine(graph, provider, largest_batch=16) for provider in ("cuda", "cpu"))
+    assert build(graph, "auto", largest_batch=4).provider == "cuda"
+    table = RNG.normal(0, 20, (16, 6))
+    for size in range(1, 17):
+        found = gpu.run(PIXELS[:size], table, np.arange(size), 6)
+        expected = cpu.run(PIXELS[:size], table, np.arange(size), 6)
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=0.01)
+
+
+@needs_no_gpu
+def test_where_there_is_no_driver_the_reason_says_so(graph, promised_cuda):
+    with pytest.raises(ProviderError, match="no NVIDIA driver"):
+        build(graph, "cuda", largest_batch=4)
 
 
 def test_gpu_batches_are_filled_up_to_a_closed_set_of_sizes():

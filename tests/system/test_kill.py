@@ -43,7 +43,8 @@ def test_acknowledged_state_survives_a_kill_between_every_two_steps(service, pix
 
     client = restarted(service)
     found = client.get(f"/predictions/{identity}").json()
-    assert found["prediction_id"] == identity
+    assert found["predictions"][0] == predicted["predictions"][0]
+    assert (found["model"], found["adjustment"]) == (predicted["model"], predicted["adjustment"])
     assert found["labels"] == []
     feedback = {"prediction_id": identity, "label": "blue"}
     assert client.post("/feedback", json=feedback).json()["accepted"] == 1

@@ -1,5 +1,6 @@
 """How the process starts, refuses to start, and stops."""
 
+import contextlib
 import os
 import socket
 import sqlite3
@@ -51,10 +52,9 @@ def test_a_state_that_another_service_has_is_one_line_and_exit_2(service):
 def test_a_state_of_a_newer_version_is_one_line_and_exit_2(service):
     service.start()
     assert service.terminate() == 0
-    (file,) = (service.folder / "state").glob("*.sqlite*")
-    with sqlite3.connect(file) as connection:
+    with contextlib.closing(sqlite3.connect(service.folder / "state" / "tare.db")) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    connection.close()
+        connection.commit()
     refused(service, ["newer"])
 
 
