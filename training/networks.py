@@ -43,8 +43,8 @@ class CifarResNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(channels, n_classes)
         for layer in self.modules():
-            # The head keeps torch's small weights: Kaiming's, as large as a trained head's, cost 3 to 4 points of
-            # balanced error after ten epochs of CIFAR-100-LT, for a short run does not forget them.
+            # The head keeps torch's small weights: Kaiming's are as large as a trained head's, and cost 3 to
+            # 4 points of balanced error after ten epochs of CIFAR-100-LT, for a short run does not forget them.
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
 
