@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from service.core.models import LoadedModel
     from service.settings import Settings
 
-_OPEN: Final = (docs.router, health.router)
 _GUARDED: Final = (
     predict.router,
     adjust.router,
@@ -63,6 +62,7 @@ _GUARDED: Final = (
     predictions.router,
     monitor.router,
 )
+_OPEN: Final = (health.router, docs.router)
 
 # The time from a whole body to its answer, after which nobody is expected to wait.
 _DEADLINE_S: Final = 60.0
@@ -105,10 +105,10 @@ def create_app(settings: Settings) -> FastAPI:
     telemetry.watch_held_bytes(lambda: app.state.intake.held_bytes)
     problems.install(app)
     known = Depends(only_known_parameters)
-    for router in _OPEN:
-        app.include_router(router, dependencies=[known])
     for router in _GUARDED:
         app.include_router(router, dependencies=[Depends(may_predict), known])
+    for router in _OPEN:
+        app.include_router(router, dependencies=[known])
     app.add_middleware(Envelope, in_request=telemetry_adapter.in_request, report=telemetry.answered)
     _describe_once(app)
     return app
@@ -207,7 +207,7 @@ def _version() -> str:
     try:
         return importlib.metadata.version("tare")
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that was not installed
-        return "0"
+        return "0+checkout"
 
 
 def _revealed(token: SecretStr | None) -> str | None:
@@ -219,7 +219,7 @@ def _describe_once(app: FastAPI) -> None:
 
     def openapi() -> dict[str, object]:
         if app.openapi_schema is None:
-            app.openapi_schema = document.describe(app, [*_OPEN, *_GUARDED])
+            app.openapi_schema = document.describe(app, [*_GUARDED, *_OPEN])
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
