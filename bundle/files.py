@@ -116,7 +116,7 @@ def parse_manifest(data: bytes) -> Manifest:
         raw = json.loads(data)
     except (ValueError, RecursionError) as failure:
         raise BundleError("manifest-syntax", "manifest.json is not JSON") from failure
-    if isinstance(raw, dict) and raw.get("format", 1) != 1:
+    if isinstance(raw, dict) and json.dumps(raw.get("format", 1)) != "1":  # true and 1.0 equal 1 as well
         raise BundleError(
             "manifest-format", f"manifest.json has format {raw['format']!r}, this release reads 1"
         )
@@ -141,6 +141,9 @@ def write(folder: Path, manifest: Manifest, files: Mapping[str, bytes], *, force
         )
     if folder.exists() and not force:
         raise BundleExistsError("bundle-exists", f"{folder} exists already; --force replaces it")
+    for name in files:
+        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+            raise BundleError("bundle-path", f"{name!r} cannot name a file of a bundle")
     whole = manifest.model_copy(
         update={"files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
     )
@@ -221,8 +224,10 @@ def _read_holdout(data: bytes, n_classes: int) -> Holdout:
         )
     if logits.dtype.kind != "f" or labels.dtype.kind not in "iu":
         raise BundleError("holdout-invalid", "holdout.npz needs float logits and integer labels")
+    with np.errstate(over="ignore"):
+        logits = logits.astype(np.float32)
     if not np.isfinite(logits).all():
-        raise BundleError("holdout-invalid", "holdout.npz has logits that are not finite")
+        raise BundleError("holdout-invalid", "holdout.npz has logits that are not finite in float32")
     if labels.size and not (labels.min() >= 0 and labels.max() < n_classes):
         raise BundleError("holdout-invalid", "holdout.npz has a label that is no class of the manifest")
-    return Holdout(logits.astype(np.float32), labels.astype(np.int64))
+    return Holdout(logits, labels.astype(np.int64))

@@ -54,8 +54,9 @@ class Group(_Part):
 class Resize(_Part):
     """How an image of another size is brought to the network's.
 
-    `stretch`: straight to (height, width). `crop`: the shorter side to `shorter_side`, then the centre.
-    Pillow's antialiased filters; an image of the right size is left alone.
+    `stretch`: straight to (height, width), which leaves an image of that size alone. `crop`: the shorter side
+    to `shorter_side`, then the centre, whatever the size, as torchvision's Resize and CenterCrop do. Pillow's
+    antialiased filters.
     """
 
     rule: Literal["stretch", "crop"] = "stretch"

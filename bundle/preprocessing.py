@@ -10,10 +10,12 @@ from __future__ import annotations
 import io
 import struct
 import sys
+import warnings
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 # We read every size from the header and refuse by our own limit before a pixel is decoded;
 # Pillow's own limit would only warn, and would do so about images that we have already refused.
 Image.MAX_IMAGE_PIXELS = None
+# About damaged metadata Pillow warns in words that differ from file to file, and Python remembers every one:
+# whoever sends such files would fill the memory. What makes an image unusable is raised, not warned about.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 MAX_PIXELS: Final = 50_000_000
 
@@ -33,7 +38,18 @@ _FILTERS: Final = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_LONGEST_WHOLE: Final = 4  # sides' ratio up to which an image is resized whole before it is cropped
 _ORIENTATION: Final = 0x0112
+_PHOTOMETRIC, _BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 262, 258, 284  # TIFF's tags
+_GREY_STEPS: Final = {"L;2": 85, "L;4": 17}  # from one grey of 2 or 4 bits to the next, on 0..255
+# How 16-bit colours are read again, by what Pillow calls them: the image's mode and the stem of its raw mode.
+_WIDE_MODES: Final = {
+    "RGB": ("RGB", "RGB"),
+    "RGBX": ("RGB", "RGBX"),
+    "RGBA": ("RGBA", "RGBA"),
+    "RGBa": ("RGBA", "RGBA"),
+    "CMYK": ("CMYK", "CMYK"),
+}
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -122,8 +138,7 @@ def upright(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 def fit(image: Image.Image, spec: ImageInput) -> NDArray[np.uint8]:
     """Resize an upright RGB image by the manifest's rule and return its pixels, (height, width, channels)."""
-    if image.size != (spec.width, spec.height):
-        image = _resized(image, spec.resize, spec.height, spec.width)
+    image = _resized(image, spec.resize, spec.height, spec.width)
     if spec.colour == "L":
         return np.asarray(image.convert("L"))[:, :, None]
     return np.asarray(image)
@@ -133,15 +148,20 @@ def _resized(image: Image.Image, resize: Resize, height: int, width: int) -> Ima
     resample = _FILTERS[resize.interpolation]
     if resize.rule == "stretch" or resize.shorter_side is None:
         return image.resize((width, height), resample)
-    # torchvision's arithmetic for Resize(shorter_side) and CenterCrop. Only what lies under the crop is
-    # resampled, so that a 10,000 x 1 strip never becomes one of 2,560,000 x 256.
+    # torchvision's arithmetic for Resize(shorter_side) and CenterCrop.
     shorter = min(image.width, image.height)
     whole_width = int(resize.shorter_side * image.width / shorter)
     whole_height = int(resize.shorter_side * image.height / shorter)
     left, top = round((whole_width - width) / 2), round((whole_height - height) / 2)
+    if max(image.width, image.height) <= _LONGEST_WHOLE * shorter:
+        whole = image.resize((whole_width, whole_height), resample)
+        return whole.crop((left, top, left + width, top + height))
+    # A 10,000 x 1 strip must not become one of 2,560,000 x 256: only what lies under the crop is resampled.
+    # That is the same up to the rounding between the two passes, which Pillow takes in the cheaper order.
     across, down = image.width / whole_width, image.height / whole_height
-    box = (left * across, top * down, (left + width) * across, (top + height) * down)
-    return image.resize((width, height), resample, box=box)
+    # A product may round to just beyond the image, which Pillow refuses.
+    right, bottom = min((left + width) * across, image.width), min((top + height) * down, image.height)
+    return image.resize((width, height), resample, box=(left * across, top * down, right, bottom))
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -162,13 +182,13 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image, data: bytes, kind: str) -> Image.Image:
     """Bring every mode that Pillow decodes to RGB: 16 bits by v // 257, alpha on white."""
-    wide = _sixteen_bit(image, data)
-    if wide is not None:
-        image.load()  # reads what follows the pixels (EXIF may), and finds truncation
-        image_8 = wide
-    else:
-        image.load()
-        image_8 = image
+    key = image.info.get("transparency")
+    step = _GREY_STEPS.get(_raw_mode(image) or "")
+    if step is not None and isinstance(key, int):
+        image.info["transparency"] = key * step  # Pillow spreads 2- and 4-bit greys to 0..255, not their key
+    wide = _wide_grey(image) or _wide_colour(image, data)
+    image.load()  # also where wide has the pixels: reads what follows them (EXIF may), and finds truncation
+    image_8 = image if wide is None else wide
     if image_8.mode in ("I", "F"):
         raise UndecodableError(f"the {kind} image has 32-bit pixels; send 8 or 16 bits a channel")
     if image_8.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image_8.info:
@@ -178,39 +198,57 @@ def _to_rgb(image: Image.Image, data: bytes, kind: str) -> Image.Image:
     return image_8.convert("RGB") if image_8.mode != "RGB" else image_8.copy()
 
 
-def _sixteen_bit(image: Image.Image, data: bytes) -> Image.Image | None:
-    """Return an image of 16-bit channels scaled to 8 by v // 257, or None if its channels are not 16 bits.
+def _wide_grey(image: Image.Image) -> Image.Image | None:
+    """Return an image of 16-bit greys scaled by v // 257 (of 12-bit ones by v // 16), None for any other."""
+    if not image.mode.startswith("I;16"):
+        return None
+    twelve_bits = _raw_mode(image) == "I;12"
+    # Pillow turns white-is-zero over for fewer bits only.
+    negative = isinstance(image, TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
+    values = np.asarray(image).astype(np.uint16)
+    key = image.info.get("transparency")
+    if negative:
+        values = (4095 if twelve_bits else 65535) - values
+    grey = Image.fromarray((values // (16 if twelve_bits else 257)).astype(np.uint8))
+    if isinstance(key, int):
+        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return grey
 
-    Pillow keeps 16 bits only for grey. Of colour it keeps the high byte, and which byte that is depends on
-    the raw mode alone: read again with the other byte order it yields the low one.
+
+def _wide_colour(image: Image.Image, data: bytes) -> Image.Image | None:
+    """Return an image of 16-bit colours scaled by v // 257, None for any other.
+
+    Of such colours Pillow keeps the high byte, and which byte that is depends on the raw mode alone: read
+    again with the other byte order it yields the low one.
     """
-    if image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.uint16)
-        grey = Image.fromarray((values // 257).astype(np.uint8))
-        key = image.info.get("transparency")
-        if isinstance(key, int):
-            grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
-        return grey
     raw_mode = _raw_mode(image)
+    if isinstance(image, TiffImageFile) and image.mode in ("RGB", "RGBA", "CMYK"):
+        depths = image.tag_v2.get(_BITS_PER_SAMPLE, (8,))
+        if image.tag_v2.get(_PLANAR_CONFIGURATION) == 2 and max(depths) > 8:
+            raise UndecodableError("the TIFF image has 16-bit channels in planes; save them interleaved")
     if raw_mode is None or ";16" not in raw_mode:
         return None
     if raw_mode == "LA;16B":  # four bytes a pixel: read them as they are
-        four = np.asarray(_reread(data, "RGBA", "RGBA")).astype(np.uint16)
-        scaled = (four[:, :, 0::2] * 256 + four[:, :, 1::2]) // 257
-        return Image.fromarray(scaled.astype(np.uint8), "LA")
+        four = np.asarray(_reread(data, "RGBA", "RGBA"))
+        return Image.fromarray(_over_257(four[:, :, 0::2], four[:, :, 1::2]), "LA")
     stem, _, order = raw_mode.partition(";16")
-    if stem not in ("RGB", "RGBA"):
+    if stem not in _WIDE_MODES:
         return None
+    mode, raw_stem = _WIDE_MODES[stem]
     low_order = "B" if order == "L" or (order == "N" and sys.byteorder == "little") else "L"
-    high = np.asarray(_reread(data, stem, raw_mode)).astype(np.uint16)
-    low = np.asarray(_reread(data, stem, f"{stem};16{low_order}"))
-    values = high * 256 + low
-    colour = Image.fromarray((values // 257).astype(np.uint8), stem)
+    high = np.asarray(_reread(data, mode, f"{raw_stem};16{order}"))
+    low = np.asarray(_reread(data, mode, f"{raw_stem};16{low_order}"))
+    colour = Image.fromarray(_over_257(high, low), "RGBa" if stem == "RGBa" else mode)
     key = image.info.get("transparency")
     if stem == "RGB" and isinstance(key, tuple):
-        opaque = np.any(values != np.array(key, dtype=np.uint16), axis=2)
+        opaque = np.any((high != [part >> 8 for part in key]) | (low != [part & 255 for part in key]), axis=2)
         colour.putalpha(Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8)))
     return colour
+
+
+def _over_257(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return (256 high + low) // 257 in uint8: of 257 high + (low - high) that is high or one less."""
+    return high - (low < high)
 
 
 def _raw_mode(image: Image.Image) -> str | None:

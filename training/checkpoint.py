@@ -92,13 +92,15 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         scratch.replace(path)
     except (OSError, RuntimeError) as failure:
         scratch.unlink(missing_ok=True)
-        raise RunError(f"{path} could not be written: {str(failure).splitlines()[0]}") from failure
+        raise RunError(f"{path} could not be written: {_first_line(failure)}") from failure
 
 
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU. Raises RunError for one that is missing, damaged or of another kind."""
     if not path.is_file():
         raise RunError(f"there is no checkpoint {path}")
+    if not zipfile.is_zipfile(path):
+        raise RunError(f"{path} is not a whole checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["format"] != _FORMAT:
@@ -110,7 +112,7 @@ def load(path: Path) -> Checkpoint:
             plan=plan, machine=Machine(**content["machine"]), **{name: content[name] for name in _PLAIN}
         )
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError) as failure:
-        raise RunError(f"{path} is not a whole checkpoint: {str(failure).splitlines()[0]}") from failure
+        raise RunError(f"{path} is not a whole checkpoint: {_first_line(failure)}") from failure
     except (KeyError, TypeError) as failure:
         raise RunError(f"{path} is not a checkpoint of this program ({failure})") from failure
 
@@ -123,6 +125,11 @@ def differences(old: Plan, new: Plan) -> list[str]:
         for name in before
         if before[name] != after[name] and name not in {"data dir", "train file", "test file"}
     ]
+
+
+def _first_line(failure: Exception) -> str:
+    """Return what a library said, without the advice that torch adds over many lines."""
+    return (str(failure).splitlines() or [type(failure).__name__])[0]
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

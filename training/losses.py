@@ -23,7 +23,7 @@ Prior = NDArray[np.float64]
 class Loss:
     """A loss closed over its priors.
 
-    `function(logits (B, L), labels (B,))` is the mean loss, float32 whatever the precision of the logits.
+    `function(logits (B, L), labels (B,))` is the mean loss, in float32 or better whatever the logits are in.
     `logits + logit_offset` is calibrated, up to a temperature, to the prior that the loss was made with.
     """
 
@@ -48,16 +48,20 @@ def default_tau(name: str) -> float | None:
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean softmax cross-entropy (Menon et al., 2021, eq. 1). Leaves logit_offset 0."""
-    return functional.cross_entropy(logits.float(), labels)
+    return functional.cross_entropy(_at_least_float32(logits), labels)
 
 
 def logit_adjusted(logits: Tensor, labels: Tensor, source_prior: Tensor, tau: float) -> Tensor:
-    """Return the mean logit-adjusted loss (Menon et al., 2021, eq. 10), source_prior (L,) float32.
+    """Return the mean logit-adjusted loss (Menon et al., 2021, eq. 10), source_prior (L,).
 
     The cross-entropy of f + tau log pi. Leaves logit_offset tau log pi: the loss makes that sum, not f,
     calibrated to pi. At tau = 1 the argmax of f itself minimises the balanced error.
     """
-    return functional.cross_entropy(logits.float() + tau * source_prior.log(), labels)
+    return functional.cross_entropy(_at_least_float32(logits) + tau * source_prior.log(), labels)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _cross_entropy_loss(source_prior: Prior, tau: float | None, device: torch.device) -> Loss:  # noqa: ARG001

@@ -1,6 +1,7 @@
 """Images that someone else prepared, as two NumPy archives."""
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +41,16 @@ def read_npz(train_file: Path | None, test_file: Path | None) -> Dataset:
 def _read(path: Path) -> tuple[Examples, tuple[str, ...] | None]:
     if not path.is_file():
         raise DataError(f"there is no file {path}")
+    if not zipfile.is_zipfile(path):  # np.load would take a bare array or a pickle too
+        raise DataError(f"{path} is not a whole npz archive")
     try:
         with np.load(path, allow_pickle=False) as archive:
             images, labels = archive["images"], archive["labels"]
             names = archive["names"].tolist() if "names" in archive.files else None
     except KeyError as failure:
         raise DataError(f"{path} has no array {failure.args[0].split()[0]}") from failure
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as failure:
-        raise DataError(f"{path} is not a whole npz archive of plain arrays: {failure}") from failure
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as failure:
+        raise DataError(f"{path} is not an npz archive of plain arrays: {failure}") from failure
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise DataError(
             f"{path}: images must be uint8 (N, H, W, 3), not {images.dtype} {tuple(images.shape)}"

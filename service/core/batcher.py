@@ -139,6 +139,10 @@ class Batcher(Generic[Item, Prepared, Answer]):
     def _admit(self, request: _Request[Answer], items: Sequence[Item], sizes: Sequence[int]) -> None:
         """Queue a whole request or refuse it; an empty queue takes any."""
         now = time.perf_counter()
+        entries = [
+            _Entry(request, position, item, size, now)
+            for position, (item, size) in enumerate(zip(items, sizes, strict=True))
+        ]
         total = sum(sizes)
         with self._changed:
             if self._stopping:
@@ -152,8 +156,7 @@ class Batcher(Generic[Item, Prepared, Answer]):
                     "queue-full", f"The queue is full; try again in {seconds} s.", retry_after_s=seconds
                 )
             self._queue_bytes += total
-            for position, (item, size) in enumerate(zip(items, sizes, strict=True)):
-                self._queue.append(_Entry(request, position, item, size, now))
+            self._queue.extend(entries)
             self._changed.notify(min(len(items), self._capacity.workers))
 
     def _retry_after_s(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shlex
@@ -15,8 +16,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-
-from tests.deploy import ROOT
+from PIL import Image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,7 +86,9 @@ def container() -> Iterator[Container]:
 
 
 def predict(container: Container) -> dict[str, object]:
-    answer = container.client.post("/predict", content=(ROOT / "docs/example.png").read_bytes())
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 120, 40)).save(picture, "PNG")
+    answer = container.client.post("/predict", content=picture.getvalue())
     assert answer.status_code == 200, answer.text
     prediction: dict[str, object] = answer.json()["predictions"][0]
     return prediction

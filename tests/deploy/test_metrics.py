@@ -38,6 +38,7 @@ SERIES = re.compile(r"\b([a-zA-Z_:][\w:]*)\b(?!\s*\()(?:\s*\{([^}]*)\})?")
 LABEL = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
 ONE_VALUE = re.compile(r'\b(route|outcome)="([^"]*)"')
 GROUPING = re.compile(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)")
+PART_OF_HISTOGRAM = re.compile(r"_(bucket|sum|count)$")
 WORDS = {"and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "bool", "inf"}
 
 
@@ -136,9 +137,12 @@ def test_every_expression_of_the_dashboard_parses(promtool: str, tmp_path: Path)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
+Exposed = dict[str, list[tuple[dict[str, str], float]]]
+
+
 @pytest.fixture(scope="module")
-def exposed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
-    """What /metrics of a real service shows after a little of everything: labels of each series, by name."""
+def exposed(tmp_path_factory: pytest.TempPathFactory) -> Exposed:
+    """What /metrics of a real service shows after a little of everything: each series, by name."""
     folder = tmp_path_factory.mktemp("metrics")
     tiny.make(folder / "models" / "tiny")
     picture = io.BytesIO()
@@ -150,10 +154,10 @@ def exposed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
         feedback = {"prediction_id": made["prediction_id"], "label": made["label"]}
         assert client.post("/feedback", json=feedback).json()["accepted"] == 1
         families = list(text_string_to_metric_families(client.get("/metrics").text))
-    shown: dict[str, list[dict[str, str]]] = {}
+    shown: Exposed = {}
     for family in families:
         for sample in family.samples:
-            shown.setdefault(sample.name, []).append(sample.labels)
+            shown.setdefault(sample.name, []).append((sample.labels, sample.value))
     return shown
 
 
@@ -176,44 +180,41 @@ def running(folder: Path) -> Iterator[httpx.Client]:
 
 
 @pytest.mark.slow
-def test_every_metric_and_label_asked_for_is_exposed(exposed: dict[str, list[dict[str, str]]]) -> None:
-    known = {
-        name: {label for labels in all_labels for label in labels} for name, all_labels in exposed.items()
-    }
-    known = {name: labels | ADDED_BY_SCRAPING for name, labels in known.items()} | BY_PROMETHEUS
+def test_every_metric_and_label_asked_for_is_exposed(exposed: Exposed) -> None:
     asked = {
         (name, label)
         for expression in expressions()
-        for name, labels in series(expression)
-        for label in labels
-    }
-    asked |= {
-        (name, label)
-        for expression in expressions()
-        for label in grouped(expression)
-        for name, _ in series(expression)
+        for name, selected in series(expression)
+        for label in selected | grouped(expression)
     }
     names = {name for expression in expressions() for name, _ in series(expression)}
+    known = {name: {label for labels, _ in of_name for label in labels} for name, of_name in exposed.items()}
+    known = {name: labels | ADDED_BY_SCRAPING for name, labels in known.items()} | BY_PROMETHEUS
     assert names - known.keys() == set()
     assert {(name, label) for name, label in asked if label not in known[name]} == set()
 
 
 @pytest.mark.slow
-def test_every_route_and_outcome_selected_by_is_exposed(exposed: dict[str, list[dict[str, str]]]) -> None:
-    shown = {pair for all_labels in exposed.values() for labels in all_labels for pair in labels.items()}
+def test_every_route_and_outcome_selected_by_is_exposed(exposed: Exposed) -> None:
+    shown = {pair for of_name in exposed.values() for labels, _ in of_name for pair in labels.items()}
     selected = {pair for expression in expressions() for pair in ONE_VALUE.findall(expression)}
     assert selected
     assert selected - shown == set()
 
 
 @pytest.mark.slow
-def test_every_metric_that_the_service_makes_is_drawn_or_watched(
-    exposed: dict[str, list[dict[str, str]]],
-) -> None:
+def test_every_metric_of_ours_is_drawn_or_watched(exposed: Exposed) -> None:
     asked = {name for expression in expressions() for name, _ in series(expression)}
-    families = {re.sub(r"_(bucket|sum|count|created)$", "", name) for name in exposed}
-    seen = {re.sub(r"_(bucket|sum|count)$", "", name) for name in asked}
-    assert {name for name in families if name.startswith("tare_")} - seen == set()
+    ours = {PART_OF_HISTOGRAM.sub("", name) for name in exposed if name.startswith("tare_")}
+    assert ours - {PART_OF_HISTOGRAM.sub("", name) for name in asked} == set()
+
+
+@pytest.mark.slow
+def test_every_metric_moved_with_what_happened(exposed: Exposed) -> None:
+    # Nothing waits, nothing is in memory and nothing is refused when all is quiet and well.
+    at_rest = {"tare_queue_images", "tare_held_body_bytes", "tare_bundles_refused"}
+    largest = {name: max(value for _, value in of_name) for name, of_name in exposed.items()}
+    assert {name for name, value in largest.items() if name.startswith("tare_") and value <= 0} == at_rest
 
 
 def test_the_scrape_carries_the_job_that_the_rules_select_by() -> None:

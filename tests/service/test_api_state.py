@@ -339,7 +339,13 @@ def test_an_item_of_the_wrong_form_is_a_422_and_nothing_is_learned(client, chang
     assert client.get(f"/predictions/{made.id}").json()["labels"] == []
 
 
-@pytest.mark.parametrize("body", [b"[]", b"3", b'"x"', b"null", b"{}", b'{"items": []}', b'{"items": {}}', b'{"items": [], "label": "red"}', b'{"items": null}', b'{"items": [[]]}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[]", b"3", b'"x"', b"null", b"{}", b'{"items": []}', b'{"items": {}}', b'{"items": null}',
+        b'{"items": [], "label": "red"}', b'{"items": [[]]}',
+    ],
+)  # fmt: skip
 def test_a_body_without_items_is_a_422(client, body):
     problem(client.post("/feedback", content=body), 422)
 

@@ -1,0 +1,1 @@
+"""Tests of training, on tiny images unless they say otherwise."""
