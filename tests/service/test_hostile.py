@@ -23,7 +23,7 @@ def encoded(form, rng):
 # Pillow warns of damaged tags that it reads around; the service logs that and goes on.
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_damaged_image_is_an_image_or_refused(client, form):
+def test_a_damaged_image_is_an_image_or_refused(lasting_client, form):
     rng = np.random.default_rng(FORMATS.index(form))
     statuses = set()
     for _ in range(60):
@@ -32,17 +32,17 @@ def test_a_damaged_image_is_an_image_or_refused(client, form):
             data[int(rng.integers(4, len(data)))] = int(rng.integers(0, 256))
         if rng.random() < 0.3:
             data = data[: int(rng.integers(0, len(data)))]
-        answer = client.post("/predict", content=bytes(data))
+        answer = lasting_client.post("/predict", content=bytes(data))
         assert answer.status_code in TAKEN, (answer.status_code, bytes(data))
         statuses.add(answer.status_code)
     assert statuses - {200}
-    assert client.get("/readyz").status_code == 200
+    assert lasting_client.get("/readyz").status_code == 200
 
 
-def test_a_header_that_promises_billions_of_pixels_is_refused_before_decoding(client):
+def test_a_header_that_promises_billions_of_pixels_is_refused_before_decoding(lasting_client):
     data = bytearray(encoded("PNG", np.random.default_rng(0)))
     data[16:24] = (100_000).to_bytes(4, "big") * 2
-    answer = client.post("/predict", content=bytes(data))
+    answer = lasting_client.post("/predict", content=bytes(data))
     # The checksum of that chunk is wrong too; either is a reason, and neither takes 30 GB.
     assert answer.status_code in {413, 422}
 
@@ -67,8 +67,8 @@ def test_a_header_that_promises_billions_of_pixels_is_refused_before_decoding(cl
         "/docs/swagger-ui.css.map",
     ],
 )
-def test_a_path_that_leads_nowhere_is_a_4xx(client, path):
-    answer = client.get(path)
+def test_a_path_that_leads_nowhere_is_a_4xx(lasting_client, path):
+    answer = lasting_client.get(path)
     assert 400 <= answer.status_code < 500, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert "root:" not in answer.text
@@ -89,9 +89,9 @@ def test_a_path_that_leads_nowhere_is_a_4xx(client, path):
         *("tau=1;top_k=2", "=1", "tau[]=1", "a" * 10_000 + "=1"),
     ],
 )
-def test_a_monitor_query_is_answered_or_refused(client, query):
-    assert client.get(f"/monitor?{query}").status_code in {200, 422, 404}
-    assert client.get(f"/monitor/tau-curve?{query}").status_code in {200, 422, 404}
+def test_a_monitor_query_is_answered_or_refused(lasting_client, query):
+    assert lasting_client.get(f"/monitor?{query}").status_code in {200, 422, 404}
+    assert lasting_client.get(f"/monitor/tau-curve?{query}").status_code in {200, 422, 404}
 
 
 ITEM = b'{"prediction_id": "01890a5d-ac96-774b-bcce-b302099a8057", '
@@ -147,23 +147,23 @@ BODIES = [
 
 
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
-def test_a_json_body_is_taken_or_refused_on_every_route(client, body):
+def test_a_json_body_is_taken_or_refused_on_every_route(lasting_client, body):
     routes = [("POST", "/adjust"), ("PUT", "/priors"), ("PUT", "/priors/other"), ("POST", "/feedback")]
     for method, path in [*routes, ("POST", "/priors/default/rollback"), ("POST", "/priors/nobody/rollback")]:
-        answer = client.request(method, path, content=body)
+        answer = lasting_client.request(method, path, content=body)
         assert answer.status_code < 500, (method, path, answer.text)
         json.loads(answer.text, parse_constant=pytest.fail)
-    assert client.get("/readyz").status_code == 200
+    assert lasting_client.get("/readyz").status_code == 200
 
 
 @pytest.mark.parametrize("value", ['"x"', "*", "W/*", '"', ",,,", "", "x" * 10_000, '"a", "b"', 'W/"a"'])
-def test_a_strange_entity_tag_matches_nothing_or_is_the_star(client, value):
+def test_a_strange_entity_tag_matches_nothing_or_is_the_star(lasting_client, value):
     for header in ("If-Match", "If-None-Match"):
-        answer = client.put("/priors", json={"uniform": True}, headers={header: value})
+        answer = lasting_client.put("/priors", json={"uniform": True}, headers={header: value})
         assert answer.status_code in {200, 412}, (header, answer.text)
 
 
-def test_a_form_of_hostile_parts_is_refused(client):
+def test_a_form_of_hostile_parts_is_refused(lasting_client):
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
     part = b'--x\r\nContent-Disposition: form-data; name="a"; filename="%s"\r\n\r\n'
     for body in (
@@ -174,15 +174,15 @@ def test_a_form_of_hostile_parts_is_refused(client):
         (part % b"a" + b"\r\n") * 65 + b"--x--\r\n",
         b"--x\r\nContent-Disposition: " + b"a" * 100_000 + b"\r\n\r\n--x--\r\n",
     ):
-        assert 400 <= client.post("/predict", content=body, headers=kind).status_code < 500
-    assert client.get("/readyz").status_code == 200
+        assert 400 <= lasting_client.post("/predict", content=body, headers=kind).status_code < 500
+    assert lasting_client.get("/readyz").status_code == 200
 
 
-def test_what_one_client_breaks_costs_no_other_its_answer(client):
+def test_what_one_client_breaks_costs_no_other_its_answer(lasting_client):
     rng = np.random.default_rng(1)
     good = bytes(encoded("PNG", rng))
-    wanted = client.post("/predict?tau=0", content=good).json()["predictions"][0]["top"]
+    wanted = lasting_client.post("/predict?tau=0", content=good).json()["predictions"][0]["top"]
     for junk in (b"", good[: len(good) // 2], b"\x89PNG\r\n\x1a\n" + bytes(rng.bytes(100))):
-        assert client.post("/predict", content=junk).status_code in {415, 422}
-        assert client.post("/predict?tau=0", content=good).json()["predictions"][0]["top"] == wanted
+        assert lasting_client.post("/predict", content=junk).status_code in {415, 422}
+        assert lasting_client.post("/predict?tau=0", content=good).json()["predictions"][0]["top"] == wanted
     assert wanted[0]["label"] in tiny.LABELS
