@@ -112,7 +112,9 @@ class Telemetry:
             "tare_bundles_refused", "Bundles that did not load; GET /models says why.", registry=registry
         )
         self._ready = Gauge(
-            "tare_ready", "1 where the last look at /readyz found the service ready.", registry=registry
+            "tare_ready",
+            "1 where the last look, every ten seconds and at each /readyz, found it ready.",
+            registry=registry,
         )
         self._commit_seconds = Histogram(
             "tare_store_commit_seconds",
@@ -162,7 +164,7 @@ class Telemetry:
         self._commit_seconds.observe(seconds)
 
     def looked_ready(self, ready: bool) -> None:
-        """Somebody asked /readyz and this was the answer."""
+        """Somebody looked whether the service is ready, and found this."""
         self._ready.set(ready)
 
     def model_loaded(self, model: str, version: str, provider: str, default: bool) -> None:
