@@ -40,7 +40,7 @@ class Runner:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what is wrong is raised; its log would break the one line
         # ONNX Runtime's exceptions share no base of their own.
-        failures = (
+        failures: tuple[type[Exception], ...] = (
             RuntimeError,
             ValueError,
             *(
