@@ -28,13 +28,14 @@ from longtail.tau import GRID
 from training import checkpoint as checkpoints
 from training.augment import normalise
 from training.calibrate import calibrate, errors_at, groups_of
+from training.card import CARD, model_card
 from training.checkpoint import Checkpoint, Plan
 from training.data import Dataset, Split, split
 from training.evaluate import evaluate
 from training.exceptions import BundleError, RunError
 from training.losses import make_loss
 from training.networks import make_network
-from training.report import CARD, PNG, model_card, tau_curve_png
+from training.report import PNG, tau_curve_png
 from training.sources import read
 
 GRAPH = Graph(input="input", output="logits")
@@ -135,7 +136,7 @@ def write_bundle(
     content = {
         files.MODEL: model,
         PNG: tau_curve_png(manifest, test_curve),
-        CARD: model_card(manifest, training_command(plan, out)).encode(),
+        CARD: model_card(manifest, training_command(plan, out), picture=PNG).encode(),
     }
     if len(cut.holdout):
         content[files.HOLDOUT] = files.encode_holdout(held, cut.holdout.labels)

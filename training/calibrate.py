@@ -52,9 +52,7 @@ def calibrate(
         return Calibrated(1.0, None, [], unknown)
     calibrated_logits = logits.astype(np.float64) + logit_offset
     fitted = fit_temperature(calibrated_logits, labels, weights)
-    chosen = tau.choose_tau(
-        calibrated_logits, labels, source_prior, groups=group_names(groups, len(source_prior))
-    )
+    chosen = tau.choose_tau(calibrated_logits, labels, source_prior, groups=_members(groups))
     curve = [
         point.model_copy(update={"log_loss": float(loss), "temperature": float(temperature)})
         for point, loss, temperature in zip(
@@ -93,7 +91,7 @@ def errors_at(
             source_prior,
             uniform_prior(n_classes),
             taus,
-            groups=group_names(groups, n_classes),
+            groups=_members(groups),
         )
     )
 
@@ -109,13 +107,8 @@ def groups_of(class_counts: npt.NDArray[np.integer]) -> list[Group]:
     ]
 
 
-def group_names(groups: Sequence[Group], n_classes: int) -> list[str]:
-    """Return the group of each class, by index; the groups must cover every class once."""
-    names = [""] * n_classes
-    for group in groups:
-        for index in group.indices:
-            names[index] = group.name
-    return names
+def _members(groups: Sequence[Group]) -> dict[str, list[int]]:
+    return {group.name: group.indices for group in groups}
 
 
 def _manifest_points(curve: Sequence[tau.TauPoint]) -> list[TauPoint]:

@@ -31,6 +31,7 @@ from longtail.calibration import fit_offset_and_temperature
 from longtail.metrics import balanced_error
 from longtail.priors import PriorError, checked_source_prior, prior_from_counts
 from training.calibrate import calibrate, groups_of
+from training.card import CARD, model_card
 from training.exceptions import DataError, RunError
 from training.import_files import (
     Classes,
@@ -126,7 +127,10 @@ def import_onnx(request: Request) -> Imported:
     notes = network.notes + _calibration_notes(manifest)
     if len(held_out.labels):
         notes += _doubts(held_out, len(classes.labels))
-    contents = {bundle_files.MODEL: network.model.SerializeToString()}
+    contents = {
+        bundle_files.MODEL: network.model.SerializeToString(),
+        CARD: model_card(manifest).encode(),
+    }
     if len(held_out.labels):
         contents[bundle_files.HOLDOUT] = bundle_files.encode_holdout(held_out.logits, held_out.labels)
     try:

@@ -23,7 +23,7 @@ Prior = NDArray[np.float64]
 class Loss:
     """A loss closed over its priors.
 
-    `function(logits (B, L), labels (B,))` is the mean loss, in float32 or better even for half-precision logits.
+    `function(logits (B, L), labels (B,))` is the mean loss, in float32 or better whatever the logits are in.
     `logits + logit_offset` is calibrated, up to a temperature, to the prior that the loss was made with.
     """
 

@@ -42,11 +42,11 @@ class CifarResNet(nn.Module):
                 channels = width
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(channels, n_classes)
+        # The head keeps torch's own, smaller weights: Kaiming's (norm 1.4 a class) stay in a tail class's row
+        # for the whole of a short run, and cost 4 points of balanced error after 10 epochs of CIFAR-100-LT.
         for layer in self.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
+            if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
-            if isinstance(layer, nn.Linear):
-                nn.init.zeros_(layer.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, n_classes)."""

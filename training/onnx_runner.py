@@ -38,13 +38,15 @@ class Runner:
         whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in declared)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what is wrong is raised; its log would break the one line
+        # ONNX Runtime's exceptions share no base of their own.
         failures = (
-            onnxruntime.capi.onnxruntime_pybind11_state.Fail,
-            onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument,
-            onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
-            onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf,
-            onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented,
-            onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException,
+            RuntimeError,
+            ValueError,
+            *(
+                kind
+                for kind in vars(onnxruntime.capi.onnxruntime_pybind11_state).values()
+                if isinstance(kind, type) and issubclass(kind, Exception)
+            ),
         )
         try:
             self._session = onnxruntime.InferenceSession(

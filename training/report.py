@@ -1,4 +1,4 @@
-"""What a person reads about a bundle: the tau curve as a PNG, and the model card."""
+"""The tau curve as a picture: what another tau would have given, and which was chosen."""
 
 import io
 from collections.abc import Sequence
@@ -7,10 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bundle.manifest import Estimate, Manifest, TauPoint
+from bundle.manifest import Manifest, TauPoint
 
 PNG = "tau-curve.png"
-CARD = "README.md"
 
 _COLOURS = {"many": "tab:green", "medium": "tab:orange", "few": "tab:red"}
 
@@ -36,48 +35,6 @@ def tau_curve_png(manifest: Manifest, test_curve: Sequence[TauPoint]) -> bytes:
     buffer = io.BytesIO()
     canvas.print_png(buffer)  # type: ignore[no-untyped-call]
     return buffer.getvalue()
-
-
-def model_card(manifest: Manifest, command: str | None = None) -> str:
-    """Return the model card: what it is, what it saw, how wrong it is, and what it is not for."""
-    data, counts = manifest.dataset, manifest.class_counts
-    few = next((len(group.indices) for group in manifest.groups if group.name == "few"), 0)
-    lines = [
-        f"# {manifest.name}",
-        "",
-        f"{manifest.network} for {len(manifest.classes)} classes, trained on {data.name}"
-        f" with the {_loss_words(manifest)} loss.",
-        "",
-        f"- **Images**: {_number(data.train_images)} trained on, {_number(data.holdout_images)} held out,"
-        f" {_number(data.test_images)} to test; {counts.max():,} in the largest class, {counts.min():,}"
-        f" in the smallest, {few} classes with few.",
-        f"- **Input**: {manifest.input.height} x {manifest.input.width} {manifest.input.colour}, mean"
-        f" {manifest.input.mean}, deviation {manifest.input.std} (of pixels from 0 to 1).",
-        f"- **Seed** {manifest.seed}, commit {manifest.git_commit or 'unknown'}, made"
-        f" {manifest.created:%Y-%m-%d}.",
-    ]
-    if data.detail.get("note"):
-        lines.append(f"- **Note**: {data.detail['note']}.")
-    if command:
-        lines += ["", "Trained by", "", f"    {command}"]
-    lines += ["", "## How it decides", "", *_decision_words(manifest)]
-    lines += ["", "## How wrong it is", ""]
-    lines += [
-        "Error in per cent, each class counting alike, under a uniform target prior; in brackets the 95 %"
-        " interval. Held-out and test images were never trained on; tau was chosen on the held-out ones.",
-        "",
-    ]
-    for title, points in (("Held out", manifest.metrics.holdout), ("Test", manifest.metrics.test)):
-        lines += _error_table(title, points)
-    lines += [f"![Error against tau]({PNG})", "", "## What it is not for", ""]
-    lines += [
-        "The errors hold for images like those of the data set. Probabilities are calibrated to the label mix"
-        " of the training set at tau = 0, and to the target prior only at tau = T; classes with a handful of"
-        " training images have wide intervals, and their probabilities are the least certain. An image of"
-        " no listed class is given one all the same.",
-        "",
-    ]
-    return "\n".join(lines)
 
 
 def _draw_curve(axes: Axes, curve: Sequence[TauPoint], manifest: Manifest) -> None:
@@ -107,68 +64,5 @@ def _draw_curve(axes: Axes, curve: Sequence[TauPoint], manifest: Manifest) -> No
     axes.grid(alpha=0.3)
 
 
-def _decision_words(manifest: Manifest) -> list[str]:
-    origin = {
-        "known": "known from the loss",
-        "fitted": "fitted on held-out images",
-        "assumed": "assumed to be right",
-    }[manifest.calibration.logit_offset]
-    lines = [
-        "score = logits + logit_offset + tau (log target prior - log source prior); the offset is"
-        f" {'zero' if not any(manifest.logit_offset) else 'not zero'}, {origin}.",
-        "",
-    ]
-    fit = manifest.calibration
-    if fit.images:
-        over = f"{fit.images:,} held-out images of {fit.classes} of the {len(manifest.classes)} classes"
-        edge = " (the end of the grid: the best may lie beyond)" if fit.tau_at_edge else ""
-        lines.append(
-            f"Temperature {manifest.temperature:.3f} ({fit.temperature}) and tau* = {manifest.tau:g}{edge},"
-            f" the least class-mean log loss, come from {over}; the least error there is at tau ="
-            f" {fit.tau_by_error:g}."
-        )
-    else:
-        lines.append("Nothing was held out: the temperature is 1 and there is no tau*.")
-    return lines
-
-
-def _error_table(title: str, points: Sequence[TauPoint]) -> list[str]:
-    if not points:
-        return [f"{title}: no images.", ""]
-    means = points[0].balanced_error
-    groups = [(mean.group, mean) for mean in points[0].groups]
-    heads = [f"all ({_coverage(means)})", *(f"{name} ({_coverage(mean)})" for name, mean in groups)]
-    lines = [
-        f"| {title}, {means.labels:,} images: tau | " + " | ".join(heads) + " |",
-        "|---" * (len(heads) + 1) + "|",
-    ]
-    lines += [
-        f"| {point.tau:g} | " + " | ".join(_cell(m) for m in (point.balanced_error, *point.groups)) + " |"
-        for point in points
-    ]
-    return [*lines, ""]
-
-
-def _coverage(mean: Estimate) -> str:
-    if mean.classes_with_labels == mean.classes:
-        return f"{mean.classes} classes"
-    return f"{mean.classes_with_labels} of {mean.classes} classes"
-
-
-def _cell(mean: Estimate) -> str:
-    if mean.error is None:
-        return "unknown"
-    return f"{100 * mean.error:.1f} ({100 * mean.low:.1f} to {100 * mean.high:.1f})"
-
-
 def _percent(error: float | None) -> float:
     return float("nan") if error is None else 100 * error
-
-
-def _number(count: int | None) -> str:
-    return "an unknown number" if count is None else f"{count:,}"
-
-
-def _loss_words(manifest: Manifest) -> str:
-    loss = manifest.loss
-    return loss.name if loss.tau is None else f"{loss.name} (tau {loss.tau:g})"

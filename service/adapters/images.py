@@ -49,7 +49,8 @@ def pixels(data: bytes, spec: ImageInput, *, max_pixels: int = MAX_PIXELS) -> ND
         except ValueError:  # damaged, or stranger than it looks: the shared way says which
             pass
         else:
-            if rgb.shape[:2] == (spec.height, spec.width) and spec.colour != "L":
+            fits = rgb.shape[:2] == (spec.height, spec.width) and spec.resize.rule == "stretch"
+            if fits and spec.colour != "L":
                 return rgb
             return fit(Image.fromarray(rgb), spec)
     try:

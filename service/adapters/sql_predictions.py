@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 _BLOCK_ROWS: Final = 8192
 _BLOCK_BYTES: Final = 8 << 20
+_ADD: Final = insert(predictions).on_conflict_do_nothing(index_elements=["id"])
 
 Place = tuple[int, bytes]  # where a block ended: time and id of its last prediction
 
@@ -119,7 +120,7 @@ def add(connection: Connection, made: Sequence[Prediction], model_ids: Mapping[t
         for one in made
     ]
     if rows:
-        connection.execute(insert(predictions).on_conflict_do_nothing(index_elements=["id"]), rows)
+        connection.execute(_ADD, rows)
 
 
 def find(connection: Connection, prediction_id: UUID) -> StoredPrediction | None:

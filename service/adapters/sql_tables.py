@@ -153,7 +153,8 @@ def read_counts(stored: bytes) -> NDArray[np.int64]:
 
 def stored_logits(values: NDArray[np.float32]) -> bytes:
     """Return float16; what lies beyond its range is held at its ends: no replay ranks infinities."""
-    return np.clip(values, -_FLOAT16_MAX, _FLOAT16_MAX).astype("<f2").tobytes()
+    held = np.minimum(np.maximum(values, -_FLOAT16_MAX), _FLOAT16_MAX)  # np.clip takes five times as long
+    return held.astype("<f2").tobytes()
 
 
 def read_logits(stored: Iterable[bytes], n_classes: int) -> NDArray[np.float16]:

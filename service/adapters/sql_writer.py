@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Engine
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger("tare.store")
 
 GROUP_ROWS: Final = 256
 BACKLOG_BYTES: Final = 32 << 20
@@ -38,6 +38,9 @@ Result = TypeVar("Result")
 
 class Database(Protocol):
     """What the writer needs to know of the database behind the connection."""
+
+    def check(self) -> None:
+        """Raise Unavailable if what is committed would be lost."""
 
     @property
     def writer(self) -> Engine:
@@ -163,6 +166,10 @@ class Writer:
     def _committed(self, connection: Connection, jobs: Sequence[_Job]) -> list[_Settled]:
         """Run the jobs in one transaction; where one fails for reasons of its own, each in its own."""
         try:
+            self._database.check()
+        except Unavailable as taken_away:
+            return [(job, None, taken_away) for job in jobs]
+        try:
             results: list[Any] = []
             self._make_durable(connection, any(job.durable for job in jobs))
             with connection.begin():
@@ -171,7 +178,7 @@ class Writer:
             return [(job, result, None) for job, result in zip(jobs, results, strict=True)]
         except Exception as failure:  # noqa: BLE001 - it belongs to a caller, and must not end the thread
             if _is_the_disk(failure):
-                _LOG.error("the state cannot be written: %s", failure)
+                _log.error("the state cannot be written: %s", failure)
                 reason = getattr(failure, "orig", failure)
                 refusal = Unavailable("store-unavailable", f"The state cannot be written: {reason}.")
                 return [(job, None, refusal) for job in jobs]
@@ -187,9 +194,9 @@ class Writer:
     def _do_chores(self, connection: Connection) -> bool:
         try:
             return self._chores(connection)
-        except DatabaseError as failure:
+        except Exception:  # noqa: BLE001 - callers wait for this thread, whatever becomes of the chores
             connection.rollback()
-            _LOG.warning("the store's chores failed and will be tried again: %s", failure.orig)
+            _log.exception("the store's chores failed and will be tried again")
             return False
 
 
@@ -205,7 +212,7 @@ def _answer(settled: Iterable[_Settled]) -> None:
         try:
             loop.call_soon_threadsafe(_settle, list(mine))
         except RuntimeError:  # that loop has ended, and its callers with it
-            _LOG.debug("an answer came after its event loop had closed")
+            _log.debug("an answer came after its event loop had closed")
 
 
 def _settle(settled: Sequence[_Settled]) -> None:

@@ -7,6 +7,7 @@ database takes this file's place and nothing else.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import sqlite3
 from typing import TYPE_CHECKING, Any, Final
@@ -18,12 +19,14 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from service.adapters.migrations import upgrade
-from service.core.exceptions import StateLocked, StateUnusable
+from service.core.exceptions import StateLocked, StateUnusable, Unavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["READERS", "SqliteDatabase", "insert"]
+
+_log = logging.getLogger("tare.store")
 
 READERS: Final = 4
 _BUSY_TIMEOUT_S: Final = 5.0
@@ -59,6 +62,19 @@ class SqliteDatabase:
             self.close()
             reason = getattr(failure, "orig", failure)
             raise StateUnusable(f"The state in {self.file} cannot be opened: {reason}.") from failure
+        self._inode = self.file.stat().st_ino
+        _log.info("state open", extra={"fields": {"file": str(self.file), "sqlite": sqlite3.sqlite_version}})
+
+    def check(self) -> None:
+        """Raise Unavailable if the file is no longer where it was: what goes into it would be lost."""
+        try:
+            same = self.file.stat().st_ino == self._inode
+        except OSError:
+            same = False
+        if not same:
+            raise Unavailable(
+                "store-unavailable", "The state's file was moved or deleted; restart the service."
+            )
 
     def close(self) -> None:
         """Close every connection and release the lock. The writer's last: it is the one that checkpoints."""

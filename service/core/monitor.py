@@ -269,10 +269,11 @@ def _offset(model: ModelVersion, replay: Replay) -> NDArray[np.float64]:
     return model.logit_offset + adjustment(model.source_prior, replay.prior.probabilities, replay.tau)
 
 
-def _decide(logits: NDArray[np.float16], offsets: Sequence[NDArray[np.float64]]) -> NDArray[np.int32]:
+def _decide(logits: NDArray[np.float16], offsets: Sequence[NDArray[np.float64]]) -> NDArray[np.integer]:
     """Return the first index of the largest score, by each offset (L,), for logits (n, L): (offsets, n)."""
     exact = logits.astype(np.float64)
-    decided = np.empty((len(offsets), len(logits)), dtype=np.int32)
+    small = exact.shape[1] <= np.iinfo(np.int16).max  # a curve holds 31 of these for every label
+    decided = np.empty((len(offsets), len(logits)), dtype=np.int16 if small else np.int32)
     for row, offset in zip(decided, offsets, strict=True):
         row[:] = (exact + offset).argmax(axis=1)
     return decided

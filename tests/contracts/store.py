@@ -196,6 +196,42 @@ class StoreContract:
 
     # Feedback
 
+    def test_any_mixture_of_requests_ends_as_the_rules_say(self, store, tiny):
+        """A second definition of the rules, over many random requests with repeats and old labels."""
+        rng = np.random.default_rng(11)
+        made = [prediction(tiny, START + timedelta(seconds=i), i % 4) for i in range(12)]
+        run(store.record(made))
+        counted: dict[Any, list[Any]] = {}  # id -> [label, probability, time, history]
+        for _ in range(60):
+            items, expected = [], {"accepted": 0, "corrected": 0, "unchanged": 0}
+            for _ in range(int(rng.integers(1, 8))):
+                one = made[rng.integers(len(made))]
+                label = int(rng.integers(4))
+                at = None if rng.random() < 0.3 else START + timedelta(hours=int(rng.integers(50)))
+                probability = None if rng.random() < 0.5 else float(rng.uniform(0.1, 1))
+                items.append(item(one, label, labelled_at=at, sampling_probability=probability))
+                entry = counted.get(one.id)
+                if entry is None:
+                    counted[one.id] = [label, probability, at, [label]]
+                    outcome = "accepted"
+                elif (at is not None and entry[2] is not None and at < entry[2]) or label == entry[0]:
+                    if label == entry[0] and at is not None:
+                        entry[2] = at if entry[2] is None else max(at, entry[2])
+                    outcome = "unchanged"
+                else:
+                    entry[0], entry[2] = label, at
+                    entry[3].append(label)
+                    outcome = "corrected"
+                expected[outcome] += 1
+            receipt = run(store.learn(items, START))
+            assert {name: getattr(receipt, name) for name in expected} == expected
+        (block,) = run(blocks(store.labelled(tiny, None, None, with_logits=False)))
+        in_order = [counted[one.id] for one in made if one.id in counted]
+        assert block.labels.tolist() == [entry[0] for entry in in_order]
+        assert block.sampling_probability.tolist() == [entry[1] or 1.0 for entry in in_order]
+        for one in made:
+            assert labels_of(store, one) == counted[one.id][3]
+
     def test_labels_are_counted_once_however_often_they_come(self, store, tiny):
         made = [prediction(tiny, decided=i % 4) for i in range(8)]
         run(store.record(made))

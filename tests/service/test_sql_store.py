@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
-from service.adapters import sql_writer
+from service.adapters import migrations, sql_writer
 from service.adapters.sql_store import SqlStore
 from service.adapters.sql_tables import metadata
 from service.adapters.sqlite_database import SqliteDatabase
@@ -111,6 +112,20 @@ def test_migrations_from_nothing_give_the_tables_of_the_code(tmp_path):
         database.close()
     indices = {index.name for table in metadata.tables.values() for index in table.indexes}
     assert indices <= names
+
+
+def test_the_newest_migration_is_the_one_that_the_code_names():
+    steps = ScriptDirectory(Path(migrations.__file__).parent)
+    assert steps.get_heads() == [migrations.HEAD]
+
+
+def test_a_state_that_is_up_to_date_is_opened_without_alembic(tmp_path):
+    opened(tmp_path).close()
+    code = (
+        "import sys; from pathlib import Path; from service.adapters.sqlite_database import SqliteDatabase; "
+        "SqliteDatabase(Path(sys.argv[1])).close(); sys.exit('alembic' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True)
 
 
 def test_the_file_is_in_wal_mode_and_can_shrink_step_by_step(tmp_path):
@@ -296,6 +311,34 @@ def test_a_store_that_cannot_write_in_time_says_so(tmp_path, monkeypatch):
             run(store.check_writable())
         held.execute("ROLLBACK")
         held.close()
+        run(store.check_writable())
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_file_that_was_taken_away_is_unavailable_and_takes_nothing_more(tmp_path, how):
+    tiny = model()
+    with opened(tmp_path) as store:
+        run(store.register_model(tiny, START))
+        for file in tmp_path.glob("tare.db*"):
+            file.rename(tmp_path / f"old-{file.name}")
+        if how == "replaced":
+            (tmp_path / "tare.db").touch()
+        with pytest.raises(Unavailable, match="moved or deleted"):
+            run(store.record([prediction(tiny)]))
+        with pytest.raises(Unavailable):
+            run(store.check_writable())
+
+
+def test_the_thread_outlives_chores_that_fail(tmp_path, busy_chores, monkeypatch):
+    failed = []
+
+    def fail(self, connection):
+        failed.append(connection.begin())
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr("service.adapters.retention.Retention.__call__", fail)
+    with opened(tmp_path) as store:
+        wait_until(lambda: len(failed) > 2)
         run(store.check_writable())
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from longtail.adjustment import scores
 from longtail.metrics import balanced_error
-from training.calibrate import calibrate, errors_at, group_names, groups_of
+from training.calibrate import calibrate, errors_at, groups_of
 
 COUNTS = np.array([900, 300, 100, 99, 21, 20, 1])
 PRIOR = COUNTS / COUNTS.sum()
@@ -28,7 +28,6 @@ def test_groups_are_the_papers_with_their_bounds():
         ("medium", 21, 99, [3, 4]),
         ("few", None, 20, [5, 6]),
     ]
-    assert group_names(groups, 7) == ["many"] * 3 + ["medium"] * 2 + ["few"] * 2
 
 
 def test_a_group_without_a_class_is_left_out():
@@ -38,17 +37,17 @@ def test_a_group_without_a_class_is_left_out():
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("offset", [np.zeros(7), np.log(PRIOR)])
 def test_temperature_and_tau_of_a_calibrated_network_are_found(temperature, offset):
-    logits, labels = sample(20_000, offset, temperature)
+    logits, labels = sample(6_000, offset, temperature)
     found = calibrate(logits, labels, logit_offset=offset, source_prior=PRIOR, groups=groups_of(COUNTS))
-    assert found.temperature == pytest.approx(temperature, rel=0.05)
-    assert found.tau == pytest.approx(temperature, abs=0.21)  # tau = T is Bayes' rule here
+    assert found.temperature == pytest.approx(temperature, rel=0.08)
+    assert found.tau == pytest.approx(temperature, abs=0.31)  # tau = T is Bayes' rule here
     assert found.calibration.temperature == "fitted"
-    assert found.calibration.images == 20_000
+    assert found.calibration.images == 6_000
     assert not found.calibration.tau_at_edge
 
 
 def test_a_pick_at_the_end_of_the_grid_is_said():
-    logits, labels = sample(20_000, np.zeros(7), 6.0)
+    logits, labels = sample(6_000, np.zeros(7), 6.0)
     found = calibrate(logits, labels, logit_offset=np.zeros(7), source_prior=PRIOR, groups=groups_of(COUNTS))
     assert (found.tau, found.calibration.tau_at_edge) == (4.0, True)
 

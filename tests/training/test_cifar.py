@@ -15,7 +15,7 @@ from training.exceptions import DataError
 
 @pytest.fixture
 def cifar10(tmp_path, monkeypatch):
-    """A folder laid out as CIFAR-10's, with 40 training and 4 test images a class, that torchvision accepts."""
+    """A folder laid out as CIFAR-10's, 40 training and 4 test images a class, that torchvision accepts."""
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -55,7 +55,7 @@ def test_folders_that_are_split_already_are_taken_as_they_are(tmp_path):
 def test_a_class_that_only_the_test_folder_knows_is_refused(tmp_path):
     fill(tmp_path / "train", {"a": 3, "b": 3})
     fill(tmp_path / "test", {"a": 1, "z": 1})
-    with pytest.raises(DataError, match="z is a class that .*train does not have"):
+    with pytest.raises(DataError, match=r"z is a class that .*train does not have"):
         read_imagefolder(tmp_path, 8, seed=0)
 
 

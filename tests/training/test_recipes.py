@@ -1,5 +1,7 @@
 """Schedules, step by step."""
 
+from itertools import pairwise
+
 import pytest
 
 from training.recipes import COSINE, PAPER, PAPER_200, RECIPES
@@ -12,7 +14,7 @@ def test_the_default_climbs_for_a_tenth_and_then_falls_to_zero_along_a_cosine():
     assert rates.index(max(rates)) in (99, 100)
     assert rates[550] == pytest.approx(0.1, abs=1e-3)
     assert rates[-1] < 1e-5
-    assert all(later < earlier for earlier, later in zip(rates[100:], rates[101:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(rates[100:]))
 
 
 def test_the_papers_recipe_warms_up_for_2000_of_120000_steps_and_drops_three_times():
