@@ -8,7 +8,6 @@ import math
 import sys
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol
 
 import orjson
@@ -40,7 +39,6 @@ _log = logging.getLogger("tare.requests")
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _COMMIT_SECONDS: Final = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
-_VERDICTS: Final = frozenset({HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE})
 _IMAGES: Final = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -116,7 +114,7 @@ class Telemetry:
         )
         self._ready = Gauge(
             "tare_ready",
-            "1 where the last look, every ten seconds and at each /readyz, found it ready.",
+            "1 where the last look (every ten seconds, each /readyz) found it ready; NaN before the first.",
             registry=registry,
         )
         self._ready.set(math.nan)
@@ -135,8 +133,6 @@ class Telemetry:
         self._request_seconds.labels(exchange.route).observe(exchange.seconds)
         if exchange.code is not None:
             self._problems.labels(exchange.code).inc()
-        if exchange.route == "/readyz" and exchange.status in _VERDICTS:
-            self._ready.set(exchange.status == HTTPStatus.OK)
         level = logging.DEBUG if exchange.route in _PROBES else logging.INFO
         if _log.isEnabledFor(level):
             fields: dict[str, object] = {
