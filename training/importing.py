@@ -335,8 +335,8 @@ def _doubts(held_out: HeldOut, n_classes: int) -> list[str]:
     if error < chance or not chance:
         return []
     return [
-        f"the network's balanced error on the held-out images is {error:.0%}, by chance it were {chance:.0%}:"
-        " check the order of the classes and the normalisation"
+        f"the network's balanced error on the held-out images is {error:.0%}, by chance it would be"
+        f" {chance:.0%}: check the order of the classes and the normalisation"
     ]
 
 
