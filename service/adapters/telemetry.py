@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import math
 import sys
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol
 
 import orjson
@@ -38,6 +40,7 @@ _log = logging.getLogger("tare.requests")
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _COMMIT_SECONDS: Final = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+_VERDICTS: Final = frozenset({HTTPStatus.OK, HTTPStatus.SERVICE_UNAVAILABLE})
 _IMAGES: Final = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -116,6 +119,7 @@ class Telemetry:
             "1 where the last look, every ten seconds and at each /readyz, found it ready.",
             registry=registry,
         )
+        self._ready.set(math.nan)
         self._commit_seconds = Histogram(
             "tare_store_commit_seconds",
             "Time of one commit to the store.",
@@ -131,6 +135,8 @@ class Telemetry:
         self._request_seconds.labels(exchange.route).observe(exchange.seconds)
         if exchange.code is not None:
             self._problems.labels(exchange.code).inc()
+        if exchange.route == "/readyz" and exchange.status in _VERDICTS:
+            self._ready.set(exchange.status == HTTPStatus.OK)
         level = logging.DEBUG if exchange.route in _PROBES else logging.INFO
         if _log.isEnabledFor(level):
             fields: dict[str, object] = {

@@ -63,7 +63,8 @@ class Container:
                 if self.client.get("/readyz").status_code == 200:
                     return
             time.sleep(0.2)
-        pytest.fail(f"not ready after {seconds} s: {engine('logs', self.name)}")
+        said = subprocess.run([*ENGINE, "logs", self.name], capture_output=True, text=True, check=False)
+        pytest.fail(f"not ready after {seconds} s: {said.stdout}{said.stderr}")
 
     def remove(self) -> None:
         self.client.close()
