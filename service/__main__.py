@@ -74,19 +74,21 @@ def listen(settings: Settings) -> socket.socket:
 
 
 class _Signals:
-    """Ends the process at once while it starts; later uvicorn takes the signals and stops gently.
+    """Ends the process at once while it starts, and gently once there is a server.
 
-    uvicorn raises them again when it is done, and by then they are spent.
+    While uvicorn serves it takes the signals itself, and raises them again when it is done; but one that
+    comes just before it does must not be lost.
     """
 
     def __init__(self) -> None:
-        self.serving = False
+        self.server: uvicorn.Server | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
 
     def _stop(self, number: int, _: FrameType | None) -> None:
-        if not self.serving:
+        if self.server is None:
             raise SystemExit(128 + number)
+        self.server.should_exit = True
 
 
 async def _serve(app: FastAPI, listener: socket.socket, signals: _Signals) -> None:
@@ -103,12 +105,12 @@ async def _serve(app: FastAPI, listener: socket.socket, signals: _Signals) -> No
         timeout_graceful_shutdown=_GRACE_S,
     )
     async with app.router.lifespan_context(app):
-        url = _url(listener)
-        _log.info("listening", extra={"fields": {"url": url, "docs": f"{url}/docs"}})
         gc.collect()
         gc.freeze()  # what is loaded stays: later collections need not look at it
-        signals.serving = True
-        await uvicorn.Server(config).serve(sockets=[listener])
+        signals.server = uvicorn.Server(config)
+        url = _url(listener)
+        _log.info("listening", extra={"fields": {"url": url, "docs": f"{url}/docs"}})
+        await signals.server.serve(sockets=[listener])
 
 
 def _url(listener: socket.socket) -> str:

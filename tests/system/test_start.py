@@ -2,8 +2,11 @@
 
 import contextlib
 import os
+import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
@@ -122,6 +125,20 @@ def test_sigterm_answers_what_is_in_flight_closes_the_state_and_exits_0(service,
     assert service.process.wait(60) == 0
     assert statuses == [200]
     service.start()  # the state is free again
+
+
+@pytest.mark.parametrize("delay_s", [0.3, 0.8, 1.3, 1.8])
+def test_a_signal_at_any_moment_of_the_start_ends_the_process(service, delay_s):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service"],
+        env=service.environment(),
+        cwd=service.folder,
+        stderr=subprocess.DEVNULL,
+    )
+    time.sleep(delay_s)
+    process.terminate()
+    # -15 before there is a handler, 143 while parts open, 0 once there is a server to stop gently.
+    assert process.wait(60) in {-signal.SIGTERM, 128 + signal.SIGTERM, 0}
 
 
 def test_every_line_of_the_log_is_an_object_with_the_requests_id(service):
