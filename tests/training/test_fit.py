@@ -137,6 +137,7 @@ def test_a_finished_run_leaves_checkpoint_logs_and_a_bundle(tiny_run):
     assert [path.name for path in (tiny_run / "models").iterdir()] == ["tiny"]  # no scratch folder is left
 
 
+@pytest.mark.slow
 def test_steps_count_batches(tiny_command, tmp_path):
     command = [word for word in tiny_command if word not in ("--epochs", "4")]
     assert main([*command, "--steps", "2"]) == 0
@@ -273,7 +274,7 @@ def test_an_image_folder_is_trained_end_to_end(tiny_command, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_on_shapes_lt_the_default_recipe_leaves_a_gap_that_tau_1_narrows(tmp_path):
-    """One seed and half the epochs; docs/results.md has the mean of three at the full recipe."""
+    """One seed and 12 of 40 epochs; docs/results.md has the mean of three at the full recipe."""
     command = [
         *("--dataset", "shapes-lt", "--network", "resnet20", "--epochs", "12", "--device", "cpu"),
         *("--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "models" / "shapes")),
