@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import signal
@@ -104,6 +105,8 @@ async def _serve(app: FastAPI, listener: socket.socket, signals: _Signals) -> No
     async with app.router.lifespan_context(app):
         url = _url(listener)
         _log.info("listening", extra={"fields": {"url": url, "docs": f"{url}/docs"}})
+        gc.collect()
+        gc.freeze()  # what is loaded stays: later collections need not look at it
         signals.serving = True
         await uvicorn.Server(config).serve(sockets=[listener])
 

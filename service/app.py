@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import gc
 import importlib.metadata
 import logging
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from fastapi import Depends, FastAPI
 
@@ -36,24 +36,24 @@ from service.api.envelope import Envelope
 from service.api.parameters import only_known_parameters
 from service.api.tokens import Tokens, may_predict
 from service.core.batcher import Capacity
-from service.core.exceptions import StateUnusable
+from service.core.exceptions import Refusal, StateUnusable
 from service.core.monitor import Monitor
 from service.core.parts import Parts
 from service.core.ports import EngineError
 from service.core.predict import Predictor
 from service.core.priors import Priors
+from service.core.readiness import Readiness
 from service.settings import StartError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Coroutine, Iterator
 
     from pydantic import SecretStr
 
     from service.core.batcher import BatchReport
-    from service.core.models import LoadedModel
+    from service.core.models import LoadedModel, Models
     from service.settings import Settings
 
-_OPEN: Final = (docs.router, health.router)
 _GUARDED: Final = (
     predict.router,
     adjust.router,
@@ -63,6 +63,7 @@ _GUARDED: Final = (
     predictions.router,
     monitor.router,
 )
+_OPEN: Final = (health.router, docs.router)
 
 # The time from a whole body to its answer, after which nobody is expected to wait.
 _DEADLINE_S: Final = 60.0
@@ -105,10 +106,10 @@ def create_app(settings: Settings) -> FastAPI:
     telemetry.watch_held_bytes(lambda: app.state.intake.held_bytes)
     problems.install(app)
     known = Depends(only_known_parameters)
-    for router in _OPEN:
-        app.include_router(router, dependencies=[known])
     for router in _GUARDED:
         app.include_router(router, dependencies=[Depends(may_predict), known])
+    for router in _OPEN:
+        app.include_router(router, dependencies=[known])
     app.add_middleware(Envelope, in_request=telemetry_adapter.in_request, report=telemetry.answered)
     _describe_once(app)
     return app
@@ -125,73 +126,88 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 @asynccontextmanager
 async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[Parts]:
     """Open the state, load the models, and close both at the end. Raises StartError."""
-    with _start_errors():
-        wheel = installed_wheel()
-        store = SqlStore(
-            settings.state_dir,
-            keep_days=settings.keep_days,
-            max_bytes=settings.state_max_bytes,
-            clock=_now,
-            listen=telemetry.committed,
-        )
-    with contextlib.closing(store):
-
-        def heard(model: str, batch: BatchReport) -> None:
-            if batch.items > batch.failed:
-                telemetry.batch_ran(model, batch.items - batch.failed, batch.run_s)
-
-        capacity = Capacity(workers=cores())
-        telemetry.queue_limited_to(capacity.queue_items)
-        loaded = load_all(
-            settings.models_dir,
-            capacity=capacity,
-            default=settings.model,
-            provider=settings.provider,
-            max_pixels=settings.max_pixels,
-            listen=heard,
-        )
-        try:
+    async with contextlib.AsyncExitStack() as at_end:
+        with _start_errors():
+            wheel = installed_wheel()
+            store = SqlStore(
+                settings.state_dir,
+                keep_days=settings.keep_days,
+                max_bytes=settings.state_max_bytes,
+                clock=_now,
+                listen=telemetry.committed,
+            )
+            at_end.callback(store.close)
+            capacity = Capacity(workers=cores())
+            loaded = load_all(
+                settings.models_dir,
+                capacity=capacity,
+                default=settings.model,
+                provider=settings.provider,
+                max_pixels=settings.max_pixels,
+                listen=partial(_heard, telemetry),
+            )
+            at_end.push_async_callback(loaded.stop)
             for model in loaded.all():
                 await store.register_model(model.version, _now())
-            held_priors = Priors(store, _now)
-            await held_priors.load({model.version.label_set: model.version.labels for model in loaded.all()})
-            for model in loaded.all():
-                telemetry.model_loaded(
-                    model.name, model.version.version, model.engine.provider, model is loaded.default
-                )
-                telemetry.watch_queue(model.name, partial(_queued, model))
-            label_sets = {model.version.label_set for model in loaded.all()}
-            telemetry.watch_priors(lambda: [one for owner in label_sets for one in held_priors.all(owner)])
-            telemetry.bundles_refused(len(loaded.refused))
-            predictor = Predictor(
+            target_priors = Priors(store, _now)
+            await target_priors.load({one.version.label_set: one.version.labels for one in loaded.all()})
+        readiness = Readiness(loaded, store, telemetry)
+        await at_end.enter_async_context(_running(readiness.watch()))
+        _show(telemetry, loaded, target_priors, capacity)
+        _log.info("parts open", extra={"fields": {"runtime": wheel, "missing": loaded.missing}})
+        yield Parts(
+            models=loaded,
+            predictor=Predictor(
                 store,
-                held_priors,
+                target_priors,
                 _now,
                 default_tau=settings.tau,
                 record=settings.record,
                 deadline_s=_DEADLINE_S,
-            )
-            gc.collect()
-            gc.freeze()  # what is loaded stays: later collections need not look at it
-            _log.info("parts open", extra={"fields": {"runtime": wheel, "missing": loaded.missing}})
-            yield Parts(
-                models=loaded,
-                predictor=predictor,
-                priors=held_priors,
-                monitor=Monitor(store, held_priors, _now, default_tau=settings.tau),
-                store=store,
-                clock=_now,
-                observer=telemetry,
-            )
-        finally:
-            await loaded.stop()
+            ),
+            priors=target_priors,
+            monitor=Monitor(store, target_priors, _now, default_tau=settings.tau),
+            store=store,
+            readiness=readiness,
+            clock=_now,
+            observer=telemetry,
+        )
+
+
+def _heard(telemetry: Telemetry, model: str, batch: BatchReport) -> None:
+    if batch.items > batch.failed:
+        telemetry.batch_ran(model, batch.items - batch.failed, batch.run_s)
+
+
+def _show(telemetry: Telemetry, loaded: Models, target_priors: Priors, capacity: Capacity) -> None:
+    """Let the metrics show what is loaded, and read what changes at each scrape."""
+    for model in loaded.all():
+        version = model.version
+        telemetry.model_loaded(model.name, version.version, model.engine.provider, model is loaded.default)
+        telemetry.watch_queue(model.name, partial(_queued, model))
+    telemetry.queue_limited_to(capacity.queue_items)
+    telemetry.bundles_refused(len(loaded.refused))
+    label_sets = {model.version.label_set for model in loaded.all()}
+    telemetry.watch_priors(lambda: [one for owner in label_sets for one in target_priors.all(owner)])
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, NoReturn]) -> AsyncIterator[None]:
+    """Run this beside the block, and end it with the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 @contextlib.contextmanager
 def _start_errors() -> Iterator[None]:
     try:
         yield
-    except (StateUnusable, EngineError) as failure:
+    except (StateUnusable, EngineError, Refusal) as failure:
         raise StartError(str(failure)) from failure
 
 
@@ -207,7 +223,7 @@ def _version() -> str:
     try:
         return importlib.metadata.version("tare")
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that was not installed
-        return "0"
+        return "0+checkout"
 
 
 def _revealed(token: SecretStr | None) -> str | None:
@@ -219,7 +235,7 @@ def _describe_once(app: FastAPI) -> None:
 
     def openapi() -> dict[str, object]:
         if app.openapi_schema is None:
-            app.openapi_schema = document.describe(app, [*_OPEN, *_GUARDED])
+            app.openapi_schema = document.describe(app, [*_GUARDED, *_OPEN])
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -52,8 +52,12 @@ _Count = Annotated[int, BeforeValidator(_plain_number), Field(ge=1, le=1 << 50)]
 def _default_state_dir() -> Path:
     base = os.environ.get("XDG_STATE_HOME", "")
     # The base directory specification says that a relative path there is to be ignored.
-    root = Path(base) if base.startswith("/") else Path.home() / ".local" / "state"
-    return root / "tare"
+    if base.startswith("/"):
+        return Path(base) / "tare"
+    try:
+        return Path.home() / ".local" / "state" / "tare"
+    except RuntimeError as failure:
+        raise StartError("TARE_STATE_DIR: this user has no home directory, so set it") from failure
 
 
 class Settings(BaseSettings):
@@ -115,7 +119,10 @@ class Settings(BaseSettings):
     @field_validator("models_dir", "state_dir")
     @classmethod
     def _at_home(cls, path: Path) -> Path:
-        return path.expanduser()
+        try:
+            return path.expanduser()
+        except RuntimeError as failure:
+            raise ValueError("names a home directory that cannot be found") from failure
 
     @classmethod
     def from_environment(cls) -> Self:

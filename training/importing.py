@@ -163,6 +163,8 @@ def _check_options(request: Request) -> None:
         raise RunError("--loss-offset fitted needs --holdout or --images to fit on")
     if request.loss_tau is not None and request.loss_offset in (None, "none"):
         raise RunError("--loss-tau goes with --loss-offset log-prior or fitted")
+    if request.loss_tau is not None and not 0 <= request.loss_tau <= 100:
+        raise RunError(f"--loss-tau must lie between 0 and 100, not {request.loss_tau}")
 
 
 def _source_prior(classes: Classes, smoothing: float) -> NDArray[np.float64]:

@@ -37,9 +37,10 @@ class Runner:
         whole.CopyFrom(model)
         whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in declared)
         options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4  # what is wrong is raised; its log would break the one line
         # ONNX Runtime's exceptions share no base of their own.
-        failures = (
+        failures: tuple[type[Exception], ...] = (
             RuntimeError,
             ValueError,
             *(
@@ -113,18 +114,23 @@ def check_batches(runner: Runner, images: NDArray[Any], expected: NDArray[Any]) 
     scale = max(1.0, float(np.abs(expected).max()))
     allowed = scale * (2e-2 if np.float16 in (images.dtype, expected.dtype) else 1e-4)
     worst = 0.0
+    again = "export the model again, in inference mode and with a batch of any size"
     for batch in BATCHES:
-        rows = np.concatenate([runner.run(part)[0] for part in _cut(images, batch)])
+        try:
+            rows = np.concatenate([runner.run(part)[0] for part in _cut(images, batch)])
+        except GraphError as failure:
+            raise GraphError(
+                f"the graph is made for one batch size and fails at {batch}; {again}"
+            ) from failure
         if rows.shape != expected.shape:
             raise GraphError(
-                f"a batch of {batch} is answered with {list(rows.shape)} instead of {list(expected.shape)};"
-                " export the model again with a batch of any size"
+                f"a batch of {batch} is answered with shape {list(rows.shape)}, not"
+                f" {list(expected.shape)}; {again}"
             )
         difference = float(np.abs(rows.astype(np.float64) - expected).max())
         if not difference <= allowed:
             raise GraphError(
-                f"in a batch of {batch} an image is answered otherwise than alone, by {difference:.3g};"
-                " export the model again, in inference mode and with a batch of any size"
+                f"in a batch of {batch} an image is answered otherwise than alone ({difference:.2g}); {again}"
             )
         worst = max(worst, difference)
     return worst

@@ -116,7 +116,7 @@ class Telemetry:
         )
         self._ready = Gauge(
             "tare_ready",
-            "1 where the last look at /readyz found the service ready, NaN before the first.",
+            "1 where the last look, every ten seconds and at each /readyz, found it ready.",
             registry=registry,
         )
         self._ready.set(math.nan)
@@ -168,6 +168,10 @@ class Telemetry:
     def committed(self, seconds: float) -> None:
         """The store committed."""
         self._commit_seconds.observe(seconds)
+
+    def looked_ready(self, ready: bool) -> None:
+        """Somebody looked whether the service is ready, and found this."""
+        self._ready.set(ready)
 
     def model_loaded(self, model: str, version: str, provider: str, default: bool) -> None:
         """A bundle was loaded."""

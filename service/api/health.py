@@ -38,9 +38,7 @@ async def readyz(parts: PartsDep) -> Json:
 
     A full queue is ready: 429 is an answer.
     """
-    loaded = parts.models.get(None)
-    await loaded.check()
-    await parts.store.check_writable()
+    loaded = await parts.readiness.check()
     return Json({"status": "ready", "model": loaded.version.name, "provider": loaded.engine.provider})
 
 

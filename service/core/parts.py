@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from service.core.ports import Clock, Observer, Store
     from service.core.predict import Predictor
     from service.core.priors import Priors
+    from service.core.readiness import Readiness
 
 
 @dataclass(frozen=True)
@@ -22,5 +23,6 @@ class Parts:
     priors: Priors
     monitor: Monitor
     store: Store
+    readiness: Readiness
     clock: Clock
     observer: Observer

@@ -83,6 +83,9 @@ class Observer(Protocol):
     def learned(self, receipt: Receipt) -> None:
         """Feedback was taken."""
 
+    def looked_ready(self, ready: bool) -> None:
+        """Somebody looked whether the service is ready, and found this."""
+
 
 class Store(Protocol):
     """The service's memory. Every coroutine that changes it returns after the commit, or raises.

@@ -21,10 +21,8 @@ def tiny_models(tmp_path_factory):
 
 
 @pytest.fixture
-def settings_for(tmp_path, tiny_models, monkeypatch):
+def settings_for(tmp_path, tiny_models):
     """Make settings for this test's own state; keywords replace them."""
-    for name in ("TARE_DATA_DIR", "TARE_URL", "TARE_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
 
     def make(**changes):
         return Settings(**{"models_dir": tiny_models, "state_dir": tmp_path / "state", **changes})
@@ -52,6 +50,14 @@ def client_for(settings_for):
 def client(client_for):
     """A client of the whole application with default settings."""
     return client_for()
+
+
+@pytest.fixture(scope="module")
+def lasting_client(tmp_path_factory, tiny_models):
+    """One client for all tests of a module that do not mind what the others did."""
+    settings = Settings(models_dir=tiny_models, state_dir=tmp_path_factory.mktemp("lasting") / "state")
+    with TestClient(create_app(settings), follow_redirects=False) as client:
+        yield client
 
 
 @pytest.fixture

@@ -57,6 +57,7 @@ def serving(
             priors=held,
             monitor=Monitor(store, held, clock),
             store=store,
+            readiness=unused,
             clock=clock,
             observer=Counted(),
         )

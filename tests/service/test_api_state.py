@@ -28,6 +28,13 @@ def client(tmp_path, clock):
         yield client
 
 
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory):
+    """A client shared by the tests that change nothing, or nothing that another one looks at."""
+    with serving(tmp_path_factory.mktemp("steady"), TINY, PAIR, clock=TurnedClock()) as client:
+        yield client
+
+
 def problem(response, status, code=None):
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
@@ -92,8 +99,8 @@ def test_a_put_is_answered_with_the_new_version_and_its_tag(client):
         ({"source": True}, PAIR.source_prior.tolist()),
     ],
 )
-def test_every_form_of_a_body_is_taken(client, body, expected):
-    made = client.put("/priors/night", json=body)
+def test_every_form_of_a_body_is_taken(steady, body, expected):
+    made = steady.put("/priors/night", json=body)
     np.testing.assert_allclose(list(made.json()["probabilities"].values()), expected)
 
 
@@ -125,16 +132,16 @@ def test_every_form_of_a_body_is_taken(client, body, expected):
         (b'{"uniform": true, "note": 3}', None),
     ],
 )
-def test_a_body_that_is_no_prior_is_a_422_and_changes_nothing(client, body, label):
-    answer = problem(client.put("/priors", content=body), 422)
+def test_a_body_that_is_no_prior_is_a_422_and_changes_nothing(steady, body, label):
+    answer = problem(steady.put("/priors", content=body), 422)
     if label is not None:
         assert answer["label"] == label and label in answer["detail"]
-    assert client.get("/priors/default").json()["version"] == 1
+    assert steady.get("/priors/default").json()["version"] == 1
 
 
-def test_what_is_no_json_is_a_400(client):
+def test_what_is_no_json_is_a_400(steady):
     for body in (b"", b"{", b"\xff", b'{"uniform": true} x', b'{"uniform": true, "note": "\\ud800"}'):
-        problem(client.put("/priors", content=body), 400, "malformed-json")
+        problem(steady.put("/priors", content=body), 400, "malformed-json")
 
 
 def test_a_thousand_characters_of_note_are_taken(client):
@@ -198,17 +205,17 @@ def test_a_name_is_deleted_for_good_but_its_numbers_are_not(client):
 
 
 @pytest.mark.parametrize("name", [".hidden", "-x", "x" * 65, "a b", "a%0A", "%C3%A4"])
-def test_a_bad_name_cannot_be_made(client, name):
-    problem(client.put(f"/priors/{name}", json={"uniform": True}), 422)
-    problem(client.get(f"/priors/{name}"), 404)
+def test_a_bad_name_cannot_be_made(steady, name):
+    problem(steady.put(f"/priors/{name}", json={"uniform": True}), 422)
+    problem(steady.get(f"/priors/{name}"), 404)
 
 
-def test_an_unknown_model_is_a_404_everywhere(client):
+def test_an_unknown_model_is_a_404_everywhere(steady):
     for response in (
-        client.get("/priors?model=nobody"),
-        client.put("/priors?model=nobody", json={"uniform": True}),
-        client.get("/monitor?model=nobody"),
-        client.get("/monitor/tau-curve?model=nobody"),
+        steady.get("/priors?model=nobody"),
+        steady.put("/priors?model=nobody", json={"uniform": True}),
+        steady.get("/monitor?model=nobody"),
+        steady.get("/monitor/tau-curve?model=nobody"),
     ):
         problem(response, 404, "model-not-found")
 
@@ -272,8 +279,8 @@ def test_a_prediction_is_answered_as_it_was_with_its_labels(client, clock):
 
 
 @pytest.mark.parametrize("name", [str(uuid4()), "none", "0", "x" * 3000, "%00", "%ff"])
-def test_an_unknown_prediction_is_a_404(client, name):
-    problem(client.get(f"/predictions/{name}"), 404, "prediction-not-found")
+def test_an_unknown_prediction_is_a_404(steady, name):
+    problem(steady.get(f"/predictions/{name}"), 404, "prediction-not-found")
 
 
 def test_feedback_is_answered_with_what_became_of_it(client):
@@ -303,15 +310,15 @@ def test_feedback_is_answered_with_what_became_of_it(client):
     assert [one.accepted for one in client.parts.observer.receipts] == [3, 0]
 
 
-def test_a_single_object_is_one_item(client):
-    made = recorded(client)
-    answer = client.post("/feedback", json={"prediction_id": str(made.id), "label": "red"})
+def test_a_single_object_is_one_item(steady):
+    made = recorded(steady)
+    answer = steady.post("/feedback", json={"prediction_id": str(made.id), "label": "red"})
     assert answer.json()["accepted"] == 1
 
 
-def test_feedback_of_which_nothing_is_taken_is_a_422_that_says_why(client):
+def test_feedback_of_which_nothing_is_taken_is_a_422_that_says_why(steady):
     nobody = str(uuid4())
-    answer = problem(give(client, {"prediction_id": nobody, "label": "red"}), 422, "feedback-rejected")
+    answer = problem(give(steady, {"prediction_id": nobody, "label": "red"}), 422, "feedback-rejected")
     assert answer["rejected"] == [{"position": 0, "prediction_id": nobody, "code": "prediction-not-found"}]
 
 
@@ -331,12 +338,12 @@ def test_feedback_of_which_nothing_is_taken_is_a_422_that_says_why(client):
         {"label": "red", "prediction_id": None},
     ],
 )  # fmt: skip
-def test_an_item_of_the_wrong_form_is_a_422_and_nothing_is_learned(client, change):
-    made = recorded(client)
+def test_an_item_of_the_wrong_form_is_a_422_and_nothing_is_learned(steady, change):
+    made = recorded(steady)
     good = {"prediction_id": str(made.id), "label": "red"}
-    problem(give(client, good, {"prediction_id": str(made.id), **change}), 422)
-    problem(client.post("/feedback", json={"prediction_id": str(made.id), **change}), 422)
-    assert client.get(f"/predictions/{made.id}").json()["labels"] == []
+    problem(give(steady, good, {"prediction_id": str(made.id), **change}), 422)
+    problem(steady.post("/feedback", json={"prediction_id": str(made.id), **change}), 422)
+    assert steady.get(f"/predictions/{made.id}").json()["labels"] == []
 
 
 @pytest.mark.parametrize(
@@ -346,13 +353,13 @@ def test_an_item_of_the_wrong_form_is_a_422_and_nothing_is_learned(client, chang
         b'{"items": [], "label": "red"}', b'{"items": [[]]}',
     ],
 )  # fmt: skip
-def test_a_body_without_items_is_a_422(client, body):
-    problem(client.post("/feedback", content=body), 422)
+def test_a_body_without_items_is_a_422(steady, body):
+    problem(steady.post("/feedback", content=body), 422)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"items"])
-def test_a_feedback_body_that_is_no_json_is_a_400(client, body):
-    problem(client.post("/feedback", content=body), 400)
+def test_a_feedback_body_that_is_no_json_is_a_400(steady, body):
+    problem(steady.post("/feedback", content=body), 400)
 
 
 def test_ten_thousand_items_are_taken_and_one_more_is_a_413(client):

@@ -33,6 +33,13 @@ def client(tmp_path, clock):
         yield client
 
 
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory):
+    """A client for what changes nothing."""
+    with serving(tmp_path_factory.mktemp("steady"), TINY, WIDE, clock=TurnedClock()) as client:
+        yield client
+
+
 def fill(client, of=WIDE, n=1500, labelled=0.6, seed=4, probabilities=None):
     """Record traffic with a long tail, and label some of it; return the labelled rows as arrays."""
     rng = np.random.default_rng(seed)
@@ -212,8 +219,8 @@ def test_without_labels_nothing_is_known_and_nothing_is_zero(client):
     assert curve["labels"] == 0 and curve["points"][0]["balanced_error"]["error"] is None
 
 
-def test_a_model_that_served_nothing_is_answered_with_nothing(client):
-    report = shown(client)
+def test_a_model_that_served_nothing_is_answered_with_nothing(steady):
+    report = shown(steady)
     assert (report["predictions"], report["labels"], report["since"], report["until"]) == (0, 0, None, None)
 
 
@@ -294,13 +301,13 @@ def test_a_window_is_half_open_and_by_time_of_prediction(client, clock):
         "since=0001-01-01T00:00:00%2B01:00", "until=9999-12-31T23:59:59-01:00", "last=999999999w",
     ],
 )  # fmt: skip
-def test_a_query_that_makes_no_sense_is_a_422(client, query):
-    problem(client.get(f"/monitor?model=wide&{query}"), 422)
-    problem(client.get(f"/monitor/tau-curve?model=wide&{query}"), 422)
+def test_a_query_that_makes_no_sense_is_a_422(steady, query):
+    problem(steady.get(f"/monitor?model=wide&{query}"), 422)
+    problem(steady.get(f"/monitor/tau-curve?model=wide&{query}"), 422)
 
 
-def test_the_ends_of_the_calendar_are_answered(client):
-    report = shown(client, since="0001-01-01T00:00:00Z", until="9999-12-31T23:59:59Z")
+def test_the_ends_of_the_calendar_are_answered(steady):
+    report = shown(steady, since="0001-01-01T00:00:00Z", until="9999-12-31T23:59:59Z")
     assert report["predictions"] == 0
 
 
@@ -326,8 +333,8 @@ def test_versions_are_never_mixed_and_the_latest_loaded_answers(tmp_path, clock)
         assert shown(client, model="tiny")["predictions"] == 3
 
 
-def test_the_default_model_answers_where_none_is_named(client):
-    assert client.get("/monitor").json()["model"]["name"] == "tiny"
+def test_the_default_model_answers_where_none_is_named(steady):
+    assert steady.get("/monitor").json()["model"]["name"] == "tiny"
 
 
 def test_replays_wait_for_each_other_and_all_are_answered(client):

@@ -43,6 +43,15 @@ def priors(store, clock):
     return loaded(store, clock)
 
 
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory):
+    """Priors whose `default` nobody changes."""
+    clock = TurnedClock()
+    folder = tmp_path_factory.mktemp("steady")
+    with SqlStore(folder, keep_days=90, max_bytes=1 << 34, clock=clock) as store:
+        yield loaded(store, clock)
+
+
 def match(prior) -> Precondition:
     return Precondition(match=frozenset({etag(prior)}))
 
@@ -77,10 +86,10 @@ def test_a_restart_finds_every_current_version(priors, store, clock):
         (PriorSpec(source=True), TINY.source_prior.tolist()),
     ],
 )
-def test_a_version_is_made_of_one_of_four(priors, spec, expected):
-    made = run(priors.put(TINY, "night", spec))
+def test_a_version_is_made_of_one_of_four(steady, spec, expected):
+    made = run(steady.put(TINY, "night", spec))
     np.testing.assert_allclose(made.probabilities, expected, rtol=1e-12)
-    assert made is priors.current(TINY.label_set, "night")
+    assert made is steady.current(TINY.label_set, "night")
 
 
 NAN, INF = float("nan"), float("inf")
@@ -113,11 +122,11 @@ NAN, INF = float("nan"), float("inf")
         (PriorSpec(probabilities={}), "red", "missing"),
     ],
 )
-def test_what_is_no_prior_is_refused_and_changes_nothing(priors, spec, label, says):
+def test_what_is_no_prior_is_refused_and_changes_nothing(steady, spec, label, says):
     with pytest.raises(Invalid, match=says) as refused:
-        run(priors.put(TINY, "default", spec))
+        run(steady.put(TINY, "default", spec))
     assert refused.value.fields.get("label") == label
-    assert priors.current(TINY.label_set, "default").version == 1
+    assert steady.current(TINY.label_set, "default").version == 1
 
 
 def test_huge_counts_do_not_overflow(priors):
@@ -131,24 +140,24 @@ def test_a_sum_within_one_in_a_million_is_taken_and_made_exact(priors):
 
 
 @pytest.mark.parametrize("name", ["a", "A-b_c.9", "9", "x" * 64])
-def test_a_good_name_is_taken(priors, name):
-    assert run(priors.put(TINY, name, UNIFORM)).name == name
+def test_a_good_name_is_taken(steady, name):
+    assert run(steady.put(TINY, name, UNIFORM)).name == name
 
 
 @pytest.mark.parametrize("name", ["", ".a", "-a", "_a", "a b", "a/b", "x" * 65, "a\n", "ä", "a\0"])
-def test_a_bad_name_is_refused(priors, name):
+def test_a_bad_name_is_refused(steady, name):
     with pytest.raises(Invalid):
-        run(priors.put(TINY, name, UNIFORM))
+        run(steady.put(TINY, name, UNIFORM))
 
 
-def test_what_is_not_there_is_not_found(priors):
+def test_what_is_not_there_is_not_found(steady):
     for work in (
-        lambda: priors.current(TINY.label_set, "night"),
-        lambda: priors.current("another set", "default"),
-        lambda: run(priors.versions(TINY.label_set, "night")),
-        lambda: run(priors.rollback(TINY.label_set, "night", 1)),
-        lambda: run(priors.rollback(TINY.label_set, "default", 2)),
-        lambda: run(priors.delete(TINY.label_set, "night")),
+        lambda: steady.current(TINY.label_set, "nobody"),
+        lambda: steady.current("another set", "default"),
+        lambda: run(steady.versions(TINY.label_set, "nobody")),
+        lambda: run(steady.rollback(TINY.label_set, "nobody", 1)),
+        lambda: run(steady.rollback(TINY.label_set, "default", 2)),
+        lambda: run(steady.delete(TINY.label_set, "nobody")),
     ):
         with pytest.raises(NotFound):
             work()

@@ -83,6 +83,7 @@ def test_what_kubernetes_injects_for_a_service_called_tare_is_ignored_and_logged
         ("TARE_ADMIN_TOKEN", "zażółć"),
         ("TARE_DATABASE_URL", "postgresql://localhost/tare"),
         ("TARE_KEEP_IMAGES", "1"),
+        ("TARE_STATE_DIR", "~nobody-of-this-name/state"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line_that_names_the_variable(monkeypatch, name, value):
@@ -102,6 +103,18 @@ def test_the_state_lies_under_the_state_home_unless_that_is_relative(monkeypatch
     monkeypatch.setenv("XDG_STATE_HOME", "somewhere")
     monkeypatch.setenv("HOME", "/home/someone")
     assert Settings.from_environment().state_dir == Path("/home/someone/.local/state/tare")
+
+
+def test_without_a_home_directory_the_state_directory_has_to_be_named(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(StartError, match=r"^TARE_STATE_DIR: "):
+        Settings.from_environment()
+    monkeypatch.setenv("TARE_STATE_DIR", "/state")
+    assert Settings.from_environment().state_dir == Path("/state")
 
 
 def test_settings_cannot_be_changed_after_they_are_read():

@@ -36,7 +36,6 @@ class Service:
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
             "PYTHONPATH": str(ROOT),
-            "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
             "TARE_PORT": "0",
             "TARE_MODELS_DIR": str(self.models),

@@ -27,11 +27,8 @@ def refused(service, mentions, **variables):
     ("variables", "mentions"),
     [
         ({"TARE_PROT": "1"}, ["TARE_PROT", "TARE_PORT"]),
-        ({"TARE_PORT": "eighty"}, ["TARE_PORT"]),
         ({"TARE_TAU": "nan"}, ["TARE_TAU"]),
         ({"TARE_HOST": "0.0.0.0"}, ["TARE_ADMIN_TOKEN", "TARE_ALLOW_ANONYMOUS"]),
-        ({"TARE_HOST": "nowhere.invalid"}, ["TARE_HOST"]),
-        ({"TARE_HOST": "192.0.2.1", "TARE_ADMIN_TOKEN": "adm"}, ["192.0.2.1"]),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_exit_2(service, variables, mentions):

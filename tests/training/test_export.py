@@ -394,3 +394,38 @@ def test_a_checkpoint_becomes_the_bundle_that_training_made_of_it(
     assert "there is no checkpoint" in said[0]
     assert "--mean does not go with --checkpoint" in said[1]
     assert not (tmp_path / "models" / "more").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 4, "any"])
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # the exporter's own, and of the older exporter at all
+def test_a_torchvision_network_is_imported_whichever_batch_it_was_exported_with(
+    tmp_path: Path, classes: Path, batch: int | str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    torch.manual_seed(0)
+    network = models.resnet18(num_classes=5).eval()
+    example = torch.zeros(batch if isinstance(batch, int) else 2, 3, 64, 64)
+    path = tmp_path / "resnet.onnx"
+    if batch == 4:
+        torch.onnx.export(network, (example,), str(path), dynamo=False)
+    else:
+        free = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)} if batch == "any" else {}
+        torch.onnx.export(
+            network, (example,), str(path), dynamo=True, verbose=False, external_data=True, **free
+        )
+    out = tmp_path / "models" / "resnet"
+    arguments = ["--onnx", path, "--classes", classes, "--out", out, "--normalisation", "imagenet"]
+    crop = ["--resize", "crop", "--shorter-side", "72"]
+    assert main([*(str(part) for part in arguments), *crop]) == 0
+    bundle = read(out)
+    images = pixels(size=(64, 64))
+    _, mean, std = NORMALISATIONS["imagenet"]
+    normal = torch.from_numpy(((images / 255 - mean) / std).transpose(0, 3, 1, 2)).float()
+    with torch.inference_mode():
+        expected = network(normal).numpy()
+    assert answers(bundle, images) == pytest.approx(expected, abs=1e-4 * float(abs(expected).max()))
+    assert ("batch" in capfd.readouterr().err) == (batch != "any")

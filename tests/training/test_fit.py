@@ -109,23 +109,18 @@ def test_a_killed_run_resumes_to_the_weights_of_one_that_was_left_alone(tiny_com
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_a_checkpoint_that_resumes_exactly(tiny_command, tmp_path, number):
-    # shapes-lt has several steps in an epoch, so that the signal comes amid one
-    def shapes(folder):
-        return in_folder(
-            tiny_command, folder, dataset="shapes-lt", imbalance_ratio="250", epochs="3", network="resnet20"
-        )
-
-    process = start(shapes(tmp_path / "stopped"))
+    long = in_folder(tiny_command, tmp_path / "stopped", epochs="40")
+    process = start(long)
     run = tmp_path / "stopped" / "runs" / "tiny"
     wait_for_epoch(run, process, 1)
     process.send_signal(number)
     _, err = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "the same command with --resume goes on" in err
     stopped = checkpoints.load(run / "checkpoint.pt")
     assert 0 < stopped.step < stopped.total_steps
-    finish(start([*shapes(tmp_path / "stopped"), "--resume"]))
-    finish(start(shapes(tmp_path / "alone")))
+    finish(start([*long, "--resume"]))
+    finish(start(in_folder(tiny_command, tmp_path / "alone", epochs="40")))
     assert same(weights(tmp_path / "stopped"), weights(tmp_path / "alone"))
 
 
