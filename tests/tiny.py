@@ -59,8 +59,11 @@ def logits(pixels: NDArray[np.uint8], n_classes: int = 4, seed: int = 0) -> NDAr
 
 def manifest(name: str = "tiny", n_classes: int = 4, **changes: object) -> Manifest:
     """The manifest of the tiny bundle; `changes` replace its fields."""
-    counts = np.maximum(1, np.geomspace(COUNTS[0], COUNTS[-1], n_classes).astype(int))
-    labels = LABELS if n_classes == len(LABELS) else tuple(f"class-{i}" for i in range(n_classes))
+    if n_classes == len(LABELS):
+        labels, counts = LABELS, np.array(COUNTS)
+    else:
+        labels = tuple(f"class-{i}" for i in range(n_classes))
+        counts = np.maximum(1, np.geomspace(COUNTS[0], COUNTS[-1], n_classes).astype(int))
     names = {"many": counts >= 100, "medium": (counts < 100) & (counts > 20), "few": counts <= 20}
     fields: dict[str, object] = {
         "name": name,
