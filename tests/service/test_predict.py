@@ -20,7 +20,7 @@ from longtail import adjustment as formula
 from longtail.priors import prior_from_counts, uniform_prior
 from service.adapters import bundles, images
 from service.core.batcher import Batcher, Capacity
-from service.core.decide import Decider, QueuedImage
+from service.core.decide import Decider, QueuedImage, decide
 from service.core.exceptions import (
     DeadlineExceeded,
     Invalid,
@@ -461,8 +461,11 @@ def test_adjust_without_an_engine_gives_what_predict_gave(tmp_path):
         async with serving(tmp_path) as (predictor, model, _):
             adjustment = predictor.adjustment_for(model, tau=33.3, target_prior=q)
             answers = await predictor.predict(IMAGES, model=model, adjustment=adjustment, top_k=CLASSES + 5)
-            decisions = predictor.adjust(
-                [answer.decision.logits.tolist() for answer in answers], adjustment, model, CLASSES + 5
+            decisions = decide(
+                [answer.decision.logits.tolist() for answer in answers],
+                adjustment,
+                model.version,
+                CLASSES + 5,
             )
             for answer, decision in zip(answers, decisions, strict=True):
                 check(decision, adjustment.offset, model, CLASSES + 5)
@@ -491,7 +494,7 @@ def test_logits_that_do_not_fit_are_refused(decider, logits, position):
     model, _ = decider
     predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW)
     with pytest.raises(Invalid) as refused:
-        predictor.adjust(logits, predictor.adjustment_for(model), model, 1)
+        decide(logits, predictor.adjustment_for(model), model.version, 1)
     assert refused.value.code == "invalid-logits"
     assert refused.value.fields.get("position") == position
 
