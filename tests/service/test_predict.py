@@ -499,6 +499,7 @@ def test_logits_that_do_not_fit_are_refused(decider, logits, position):
     assert refused.value.fields.get("position") == position
 
 
+@pytest.mark.slow
 def test_ten_thousand_classes_are_ranked_as_the_formula_ranks_them(tmp_path):
     async def main():
         n = 10_000
