@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.docs import commands
-from tests.service.conftest import png
-from tests.system.conftest import Service, tiny_models  # noqa: F401 - the fixture
+from tests.process import Service
+from tests.tiny import png
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_every_command_runs_as_it_stands(tmp_path, tiny_models):  # noqa: F811
+def test_every_command_runs_as_it_stands(tmp_path, tiny_models):
     assert "".join(BLOCKS).count("curl ") > 15
     service = Service(tmp_path, tiny_models)
     try:

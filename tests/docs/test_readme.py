@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs import commands
-from tests.system.conftest import Service
+from tests.process import Service
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "README.md").read_text()

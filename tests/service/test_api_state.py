@@ -11,6 +11,7 @@ import pytest
 from service.api.tokens import Tokens
 from tests.contracts.store import run
 from tests.recorded import LABELS, START, TurnedClock, model, prediction, uuid7
+from tests.service.problems import problem
 from tests.service.state_app import serving
 
 TINY = model()
@@ -33,16 +34,6 @@ def steady(tmp_path_factory):
     """A client shared by the tests that change nothing, or nothing that another one looks at."""
     with serving(tmp_path_factory.mktemp("steady"), TINY, PAIR, clock=TurnedClock()) as client:
         yield client
-
-
-def problem(response, status, code=None):
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    body = response.json()
-    assert body["status"] == status and body["detail"]
-    if code is not None:
-        assert body["code"] == code
-    return body
 
 
 def recorded(client, of=TINY, **more):

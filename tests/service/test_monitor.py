@@ -15,8 +15,8 @@ from longtail.intervals import wilson
 from service.core.records import Group
 from tests.contracts.store import run
 from tests.recorded import START, TurnedClock, item, model, prediction
+from tests.service.problems import problem
 from tests.service.state_app import serving
-from tests.service.test_api_state import problem
 
 TINY = model()
 WIDE = model("wide", version="a" * 16, labels=tuple(f"class-{i}" for i in range(30)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import threading
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from longtail import adjustment as formula
 from longtail.priors import prior_from_counts, uniform_prior
@@ -37,17 +35,12 @@ from service.core.predict import Predictor
 from service.core.records import PriorVersion
 from tests import tiny
 from tests.service import networks
+from tests.tiny import png
 
 CLASSES = 9
 NOW = datetime(2026, 11, 24, 10, 0, 0, 500_250, tzinfo=UTC)
 RNG = np.random.default_rng(7)
 PIXELS = RNG.integers(0, 256, (24, tiny.SIZE, tiny.SIZE, 3), dtype=np.uint8)
-
-
-def png(pixels):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 IMAGES = [png(pixels) for pixels in PIXELS]
