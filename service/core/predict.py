@@ -137,7 +137,7 @@ class Predictor:
             return FALLBACK_TAU
         if not 0 <= tau <= LARGEST_TAU:  # NaN is not either
             raise Invalid(
-                "tau-out-of-range", f"tau must be a number from 0 to {LARGEST_TAU:g}.", parameter="tau"
+                "invalid-parameter", f"tau must be a number from 0 to {LARGEST_TAU:g}.", parameter="tau"
             )
         return float(tau)
 
