@@ -159,7 +159,8 @@ def stored_logits(values: NDArray[np.float32]) -> bytes:
     """
     if np.abs(values).max() > _FLOAT16_MAX:
         exact = values.astype(np.float64)  # float32 has no room for every difference of two of its numbers
-        return np.maximum(exact - exact.max(), -_FLOAT16_MAX).astype("<f2").tobytes()
+        lowered: NDArray[np.float64] = np.maximum(exact - exact.max(), -_FLOAT16_MAX)
+        return lowered.astype("<f2").tobytes()
     return values.astype("<f2").tobytes()
 
 
