@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from bundle.files import HOLDOUT, MODEL, Bundle, encode_holdout, write
 from bundle.manifest import Calibration, ClassEntry, Dataset, Group, ImageInput, Loss, Manifest
@@ -99,3 +101,10 @@ def make(folder: Path, n_classes: int = 4, seed: int = 0, **changes: object) -> 
     )
     files = {MODEL: network(n_classes, seed).SerializeToString(), HOLDOUT: holdout}
     return write(folder, manifest(folder.name, n_classes, **changes), files)
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """The bytes of an image with these pixels, (height, width, 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

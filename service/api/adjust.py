@@ -8,9 +8,10 @@ from pydantic import Field
 
 from service.api.answers import AdjustOut, Json, adjustment_answer, decision_answer, model_answer
 from service.api.bodies import Numbers, RequestModel, json_body
-from service.api.parameters import MAX_TAU, Name
+from service.api.parameters import Name
 from service.api.parts import PartsDep
-from service.core.priors import probabilities_of
+from service.core.decide import decide
+from service.core.predict import LARGEST_TAU
 
 router = APIRouter(tags=["decisions"])
 
@@ -19,7 +20,7 @@ class AdjustIn(RequestModel):
     """Logits as the network puts them out (before `logit_offset`), and what to rank them for."""
 
     logits: Annotated[list[list[float]], Field(min_length=1, max_length=10_000)]
-    tau: Annotated[float, Field(ge=0, le=MAX_TAU)] | None = None
+    tau: Annotated[float, Field(ge=0, le=LARGEST_TAU)] | None = None
     priors: Name | None = None
     target_prior: Numbers | None = Field(
         None, description="Instead of `priors`: a prior by label, or a list by index."
@@ -34,17 +35,10 @@ class AdjustIn(RequestModel):
 async def adjust(body: Annotated[AdjustIn, json_body(AdjustIn)], parts: PartsDep) -> Json:
     """Rank logits as /predict would, without inference and without recording anything."""
     loaded = parts.models.get(body.model)
-    target_prior = None
-    if body.target_prior is not None:
-        target_prior = probabilities_of(body.target_prior, loaded.version.labels, "target_prior")
     adjustment = parts.predictor.adjustment_for(
-        loaded,
-        method="logit-adjustment",
-        tau=body.tau,
-        priors_name=body.priors,
-        target_prior=target_prior,
+        loaded, tau=body.tau, priors_name=body.priors, target_prior=body.target_prior
     )
-    decisions = await asyncio.to_thread(parts.predictor.adjust, body.logits, adjustment, loaded, body.top_k)
+    decisions = await asyncio.to_thread(decide, body.logits, adjustment, loaded.version, body.top_k)
     return Json(
         {
             "model": model_answer(loaded.version.name, loaded.version.version),

@@ -10,8 +10,7 @@ from fastapi.dependencies.models import Dependant
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints
 
 from service.core.exceptions import Invalid
-
-MAX_TAU: Final = 100.0
+from service.core.predict import LARGEST_TAU
 
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _INTEGER: Final = re.compile(r"[0-9]{1,18}")
@@ -71,14 +70,13 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 Tau = Annotated[
-    float, BeforeValidator(_number), Field(ge=0, le=MAX_TAU, description="Strength of the adjustment.")
+    float, BeforeValidator(_number), Field(ge=0, le=LARGEST_TAU, description="Strength of the adjustment.")
 ]
 TopK = Annotated[
     int,
     BeforeValidator(_integer),
     Field(ge=1, description="Classes to answer for each image; cut to the number of classes."),
 ]
-Version = Annotated[int, BeforeValidator(_integer), Field(ge=1)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Time = Annotated[AwareDatetime, BeforeValidator(_time), AfterValidator(_in_utc)]
 Span = Annotated[timedelta, BeforeValidator(_span)]

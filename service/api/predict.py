@@ -57,9 +57,7 @@ async def predict(
     the first frame, upright. One file that cannot be taken fails the request and names its `position`.
     """
     loaded = parts.models.get(model)
-    adjustment = parts.predictor.adjustment_for(
-        loaded, method=_offered(method), tau=tau, priors_name=priors, target_prior=None
-    )
+    adjustment = parts.predictor.adjustment_for(loaded, method=_offered(method), tau=tau, priors_name=priors)
     async with whole_body(request) as body:
         images = images_of(body, request.headers.get("content-type", ""))
         predictions = await parts.predictor.predict(images, model=loaded, adjustment=adjustment, top_k=top_k)

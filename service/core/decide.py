@@ -96,6 +96,11 @@ class Decider:
         ]
 
 
+def offset_row(model: ModelVersion, target_prior: ArrayLike, tau: float) -> NDArray[np.float64]:
+    """Return what is added to f: b + tau * (log q - log p), float64 (L,)."""
+    return model.logit_offset + formula.adjustment(model.source_prior, target_prior, tau)
+
+
 def decide(logits: ArrayLike, adjustment: Adjustment, model: ModelVersion, top_k: int) -> list[Decision]:
     """Return a decision for each row of logits f, (n, L), by the formula itself, without an engine.
 

@@ -13,11 +13,11 @@ from uuid import UUID
 
 import numpy as np
 
-from longtail.adjustment import adjustment
 from longtail.intervals import Interval, wilson
 from longtail.metrics import ClassErrors, MeanError, TrafficError, class_errors, mean_error, traffic_error
+from service.core.decide import offset_row
 from service.core.exceptions import Invalid, NotFound
-from service.core.predict import FALLBACK_TAU
+from service.core.predict import tau_by_default
 from service.core.priors import DEFAULT
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ class Monitor:
         if tau is None and priors is None:
             return Selection(model, chosen, None)
         prior = self._priors.current(model.label_set, priors or DEFAULT)
-        return Selection(model, chosen, Replay(self._served_tau(model) if tau is None else tau, prior))
+        strength = tau_by_default(model, self._default_tau) if tau is None else tau
+        return Selection(model, chosen, Replay(strength, prior))
 
     async def report(self, selection: Selection) -> Report:
         """Measure the decisions of a selection against their labels."""
@@ -178,7 +179,7 @@ class Monitor:
         """Measure what each tau of a grid would have given, at the prior of the selection."""
         model = selection.model
         prior = selection.replay.prior if selection.replay else self._priors.current(model.label_set, DEFAULT)
-        served = self._served_tau(model)
+        served = tau_by_default(model, self._default_tau)
         taus = sorted({*GRID, served})
         async with self._replaying:
             labelled = await self._replayed(model, selection.window, [Replay(tau, prior) for tau in taus])
@@ -196,10 +197,6 @@ class Monitor:
                 return one
         raise NotFound("version-not-found", f"The model {name!r} has no version {version!r} here.")
 
-    def _served_tau(self, model: ModelVersion) -> float:
-        given = (self._default_tau, model.tau, FALLBACK_TAU)
-        return next(tau for tau in given if tau is not None)
-
     async def _served(self, selection: Selection) -> _Labelled:
         gathered = _Gathering()
         async for block in self._store.labelled(
@@ -210,7 +207,7 @@ class Monitor:
 
     async def _replayed(self, model: ModelVersion, of: Window, replays: Sequence[Replay]) -> _Labelled:
         """Decide the labelled predictions again, by each replay; a block of logits is held at a time."""
-        offsets = [_offset(model, replay) for replay in replays]
+        offsets = [offset_row(model, one.prior.probabilities, one.tau) for one in replays]
         gathered = _Gathering()
         async for block in self._store.labelled(model, of.since, of.until, with_logits=True):
             if block.logits is not None:
@@ -221,7 +218,7 @@ class Monitor:
     async def _predicted(self, model: ModelVersion, of: Window, replay: Replay) -> NDArray[np.int64]:
         """Count what the replay decides over all predictions, labelled or not."""
         counts = np.zeros(len(model.labels), dtype=np.int64)
-        offset = _offset(model, replay)
+        offset = offset_row(model, replay.prior.probabilities, replay.tau)
         async for logits in self._store.recorded_logits(model, of.since, of.until):
             (decided,) = await asyncio.to_thread(_decide, logits, [offset])
             counts += np.bincount(decided, minlength=len(counts))
@@ -262,11 +259,6 @@ class _Gathering:
             np.concatenate(self._weights),
             np.concatenate(self._decided, axis=1),
         )
-
-
-def _offset(model: ModelVersion, replay: Replay) -> NDArray[np.float64]:
-    """What is added to f: b and the adjustment, as for a request."""
-    return model.logit_offset + adjustment(model.source_prior, replay.prior.probabilities, replay.tau)
 
 
 def _decide(logits: NDArray[np.float16], offsets: Sequence[NDArray[np.float64]]) -> NDArray[np.integer]:

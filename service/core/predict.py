@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from longtail.adjustment import adjustment as adjusted_by
-from service.core.decide import QueuedImage, decide
+from service.core.decide import QueuedImage, offset_row
 from service.core.exceptions import DeadlineExceeded, Invalid
 from service.core.ids import IdMaker
 from service.core.priors import DEFAULT, probabilities_of
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     from service.core.models import LoadedModel
     from service.core.ports import Clock, Store
@@ -25,7 +24,12 @@ if TYPE_CHECKING:
 
 LARGEST_TAU: Final = 100.0
 _KEPT_ADJUSTMENTS: Final = 256
-FALLBACK_TAU: Final = 1.0  # the exact rule where the network is calibrated (Menon et al. 2021, eq. 8)
+_FALLBACK_TAU: Final = 1.0  # the exact rule where the network is calibrated (Menon et al. 2021, eq. 8)
+
+
+def tau_by_default(model: ModelVersion, of_service: float | None) -> float:
+    """Return the tau of whoever names none: the service's own where it has one, else tau*, else 1."""
+    return next(tau for tau in (of_service, model.tau, _FALLBACK_TAU) if tau is not None)
 
 
 class Predictor:
@@ -103,16 +107,10 @@ class Predictor:
             strength = self._strength(version, tau)
         if target_prior is not None:
             target = probabilities_of(target_prior, version.labels, "target_prior")
-            offset = version.logit_offset + adjusted_by(version.source_prior, target, strength)
+            offset = offset_row(version, target, strength)
             return Adjustment(method, strength, version.temperature, None, offset)
         prior = self._priors.current(version.label_set, priors_name or DEFAULT)
         return self._kept_or_made(version, method, strength, prior)
-
-    def adjust(
-        self, logits: ArrayLike, adjustment: Adjustment, model: LoadedModel, top_k: int
-    ) -> list[Decision]:
-        """Return a decision for each row of logits f, (n, L), by the formula in NumPy. Raises Invalid."""
-        return decide(logits, adjustment, model.version, top_k)
 
     def _kept_or_made(
         self, version: ModelVersion, method: Method, tau: float, prior: PriorVersion
@@ -121,7 +119,7 @@ class Predictor:
         key = (version.name, version.version, method, tau, prior.label_set, prior.name, prior.version)
         adjustment = self._kept.get(key)
         if adjustment is None:
-            offset = version.logit_offset + adjusted_by(version.source_prior, prior.probabilities, tau)
+            offset = offset_row(version, prior.probabilities, tau)
             named = None if method == "none" else prior
             adjustment = Adjustment(method, tau, version.temperature, named, offset)
             if len(self._kept) >= _KEPT_ADJUSTMENTS:
@@ -131,10 +129,7 @@ class Predictor:
 
     def _strength(self, version: ModelVersion, tau: float | None) -> float:
         if tau is None:
-            for given in (self._default_tau, version.tau):
-                if given is not None:
-                    return given
-            return FALLBACK_TAU
+            return tau_by_default(version, self._default_tau)
         if not 0 <= tau <= LARGEST_TAU:  # NaN is not either
             raise Invalid(
                 "invalid-parameter", f"tau must be a number from 0 to {LARGEST_TAU:g}.", parameter="tau"

@@ -20,7 +20,7 @@ def fault(**changes: Any) -> str:
     return str(refusal.value)
 
 
-@pytest.mark.parametrize("n_classes", [1, 2, 100, 10_000])
+@pytest.mark.parametrize("n_classes", [1, 2, 100, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_a_manifest_survives_json_to_the_last_bit(n_classes: int) -> None:
     manifest = tiny.manifest(n_classes=n_classes)
     again = Manifest.model_validate_json(manifest.model_dump_json())

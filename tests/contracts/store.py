@@ -134,7 +134,7 @@ class StoreContract:
         wide = model(labels=tuple(f"class-{i}" for i in range(2000)))
         run(store.register_model(wide, START))
         made = [
-            prediction(wide, START + timedelta(seconds=i // 7), logits=np.full(2000, i)) for i in range(4500)
+            prediction(wide, START + timedelta(seconds=i // 7), logits=np.full(2000, i)) for i in range(2200)
         ]
         for start in range(0, len(made), 500):
             run(store.record(made[start : start + 500]))
@@ -142,12 +142,12 @@ class StoreContract:
         logits = run(blocks(store.recorded_logits(wide, None, None)))
         assert len(logits) > 1
         assert sorted(np.concatenate(logits)[:, 0].tolist()) == sorted(
-            np.arange(4500, dtype=np.float16).tolist()
+            np.arange(2200, dtype=np.float16).tolist()
         )
         labelled = run(blocks(store.labelled(wide, None, None, with_logits=True)))
         assert len(labelled) > 1
         truth = np.concatenate([block.labels for block in labelled])
-        assert sorted(truth.tolist()) == sorted(i % 2000 for i in range(4500))
+        assert sorted(truth.tolist()) == sorted(i % 2000 for i in range(2200))
 
     # Priors
 
@@ -334,6 +334,7 @@ class StoreContract:
         (logits,) = run(blocks(store.recorded_logits(tiny, None, None)))
         assert logits.shape == (0, 4)
 
+    @pytest.mark.slow
     def test_ten_thousand_labels_go_in_at_once(self, store, tiny):
         made = [prediction(tiny) for _ in range(10_000)]
         run(store.record(made))

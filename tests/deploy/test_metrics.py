@@ -117,6 +117,7 @@ def test_the_rules_parse_and_the_configuration_names_them(promtool: str) -> None
     assert f"{len(rules())} rules found" in checked.stdout
 
 
+@pytest.mark.slow
 def test_each_rule_fires_when_it_should_and_not_otherwise(promtool: str) -> None:
     checked = run(promtool, "test", "rules", str(PROMETHEUS / "alerts_test.yml"))
     assert checked.returncode == 0, checked.stdout + checked.stderr

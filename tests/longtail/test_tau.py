@@ -143,7 +143,7 @@ def test_the_alternative_is_the_least_balanced_error_on_the_same_grid():
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_with_exact_logits_the_choice_finds_tau_equal_to_t(temperature):
-    f, labels = held_out(n=20_000, temperature=temperature)
+    f, labels = held_out(n=8_000, temperature=temperature)
     chosen = choose_tau(f, labels, SOURCE)
     assert chosen.tau == pytest.approx(temperature, rel=0.2)
     assert not chosen.at_edge

@@ -1,23 +1,11 @@
 """The whole application on a tiny bundle: real ONNX Runtime, real SQLite, in a folder of the test."""
 
-import io
-
-import numpy as np
 import pytest
-from PIL import Image
 from starlette.testclient import TestClient
 
 from service.app import create_app
 from service.settings import Settings
 from tests import tiny
-
-
-@pytest.fixture(scope="session")
-def tiny_models(tmp_path_factory):
-    """A models directory with one bundle, made once."""
-    folder = tmp_path_factory.mktemp("models")
-    tiny.make(folder / "tiny")
-    return folder
 
 
 @pytest.fixture
@@ -61,19 +49,6 @@ def lasting_client(tmp_path_factory, tiny_models):
 
 
 @pytest.fixture
-def pixels():
-    """Seeded noise of the tiny network's size."""
-    return np.random.default_rng(3).integers(0, 256, (tiny.SIZE, tiny.SIZE, 3), dtype=np.uint8)
-
-
-def png(pixels):
-    """The bytes of an image with these pixels."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@pytest.fixture
 def image(pixels):
     """A PNG of `pixels`."""
-    return png(pixels)
+    return tiny.png(pixels)

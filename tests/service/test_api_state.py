@@ -11,6 +11,7 @@ import pytest
 from service.api.tokens import Tokens
 from tests.contracts.store import run
 from tests.recorded import LABELS, START, TurnedClock, model, prediction, uuid7
+from tests.service.problems import problem
 from tests.service.state_app import serving
 
 TINY = model()
@@ -33,16 +34,6 @@ def steady(tmp_path_factory):
     """A client shared by the tests that change nothing, or nothing that another one looks at."""
     with serving(tmp_path_factory.mktemp("steady"), TINY, PAIR, clock=TurnedClock()) as client:
         yield client
-
-
-def problem(response, status, code=None):
-    assert response.status_code == status, response.text
-    assert response.headers["content-type"] == "application/problem+json"
-    body = response.json()
-    assert body["status"] == status and body["detail"]
-    if code is not None:
-        assert body["code"] == code
-    return body
 
 
 def recorded(client, of=TINY, **more):
@@ -362,13 +353,18 @@ def test_a_feedback_body_that_is_no_json_is_a_400(steady, body):
     problem(steady.post("/feedback", content=body), 400)
 
 
-def test_ten_thousand_items_are_taken_and_one_more_is_a_413(client):
+def test_more_than_ten_thousand_items_are_a_413(steady):
+    items = [{"prediction_id": str(uuid4()), "index": 0}] * 10_001
+    problem(give(steady, *items), 413, "too-many-items")
+
+
+@pytest.mark.slow
+def test_ten_thousand_items_are_taken(client):
     made = [prediction(TINY) for _ in range(2500)]
     run(client.parts.store.record(made))
     items = [{"prediction_id": str(one.id), "label": label} for label in LABELS for one in made]
     answer = give(client, *items)
     assert answer.json() == {"accepted": 2500, "corrected": 7500, "unchanged": 0, "rejected": []}
-    problem(give(client, *items, items[0]), 413, "too-many-items")
 
 
 def test_the_smallest_sampling_probability_does_no_harm(client):

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from service.api import problems
 from service.api.bodies import Intake, Numbers, RequestModel, json_body, parse, whole_body
 from service.core.exceptions import Invalid
+from tests.service.problems import problem
 
 LIMIT = 2000
 
@@ -52,10 +53,7 @@ def client():
 
 
 def refused(client, body, status=422):
-    answer = client.post("/json", content=body)
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    return answer.json()
+    return problem(client.post("/json", content=body), status)
 
 
 def test_json_is_read_whatever_the_content_type_says(client):

@@ -6,9 +6,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 
-def test_ready_says_what_answers(client):
-    assert client.get("/readyz").json() == {"status": "ready", "model": "tiny", "provider": "cpu"}
-    assert client.get("/healthz").json() == {"status": "alive"}
+def test_ready_says_what_answers(lasting_client):
+    ready = lasting_client.get("/readyz").json()
+    assert ready == {"status": "ready", "model": "tiny", "provider": "cpu"}
+    assert lasting_client.get("/healthz").json() == {"status": "alive"}
 
 
 def test_probes_and_documentation_need_no_token_and_all_else_does(client_for, image):
@@ -54,8 +55,8 @@ def test_metrics_count_what_happened(client, image):
 @pytest.mark.parametrize(
     "path", ["/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/models", "/"]
 )
-def test_an_unknown_parameter_is_refused_on_every_path(client, path):
-    assert client.get(f"{path}?when=now").json()["parameter"] == "when"
+def test_an_unknown_parameter_is_refused_on_every_path(lasting_client, path):
+    assert lasting_client.get(f"{path}?when=now").json()["parameter"] == "when"
 
 
 def test_the_documentation_comes_from_this_host_alone(client):

@@ -15,8 +15,8 @@ from longtail.intervals import wilson
 from service.core.records import Group
 from tests.contracts.store import run
 from tests.recorded import START, TurnedClock, item, model, prediction
+from tests.service.problems import problem
 from tests.service.state_app import serving
-from tests.service.test_api_state import problem
 
 TINY = model()
 WIDE = model("wide", version="a" * 16, labels=tuple(f"class-{i}" for i in range(30)))
@@ -40,7 +40,7 @@ def steady(tmp_path_factory):
         yield client
 
 
-def fill(client, of=WIDE, n=1500, labelled=0.6, seed=4, probabilities=None):
+def fill(client, of=WIDE, n=600, labelled=0.6, seed=4, probabilities=None):
     """Record traffic with a long tail, and label some of it; return the labelled rows as arrays."""
     rng = np.random.default_rng(seed)
     n_classes = len(of.labels)
@@ -129,7 +129,7 @@ def test_labels_weigh_by_how_likely_they_were_to_be_taken(client):
 def test_decisions_are_counted_labelled_or_not(client):
     rows = fill(client, labelled=0.1)
     report = shown(client)
-    assert report["predictions"] == 1500
+    assert report["predictions"] == 600
     counted = [entry["predicted"] for entry in report["classes"]]
     assert counted == np.bincount(rows["all_decided"], minlength=30).tolist()
 
@@ -146,15 +146,22 @@ def scored(logits, of, prior, tau):
     return total.index(max(total))
 
 
+@pytest.fixture(scope="module")
+def replayed(tmp_path_factory):
+    """A client with labelled traffic and the priors `slope`, and the labelled rows."""
+    with serving(tmp_path_factory.mktemp("replayed"), WIDE, clock=TurnedClock()) as client:
+        rows = fill(client, n=400)
+        client.put("/priors/slope?model=wide", json={"counts": list(range(30))})
+        yield client, rows
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.7, 1.0, 2.5, 10.0])
-def test_a_replay_decides_by_the_formula_from_the_logits_that_were_kept(client, tau):
-    rows = fill(client, n=400)
-    prior = np.arange(30.0)
-    client.put("/priors/slope?model=wide", json={"counts": prior.tolist()})
+def test_a_replay_decides_by_the_formula_from_the_logits_that_were_kept(replayed, tau):
+    client, rows = replayed
     report = shown(client, tau=tau, priors="slope")
     assert report["basis"] == "replayed" and report["tau"] == tau
     assert report["priors"] == {"name": "slope", "version": 1}
-    prior /= prior.sum()
+    prior = np.arange(30) / np.arange(30).sum()
     decided = [scored(logits, WIDE, prior, tau) for logits in rows["logits"]]
     errors = errors_by_scikit_learn(rows["truth"], decided, 30)
     for entry, error in zip(report["classes"], errors, strict=True):

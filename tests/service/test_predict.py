@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import threading
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -14,13 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from longtail import adjustment as formula
 from longtail.priors import prior_from_counts, uniform_prior
 from service.adapters import bundles, images
 from service.core.batcher import Batcher, Capacity
-from service.core.decide import Decider, QueuedImage
+from service.core.decide import Decider, QueuedImage, decide
 from service.core.exceptions import (
     DeadlineExceeded,
     Invalid,
@@ -37,17 +35,12 @@ from service.core.predict import Predictor
 from service.core.records import PriorVersion
 from tests import tiny
 from tests.service import networks
+from tests.tiny import png
 
 CLASSES = 9
 NOW = datetime(2026, 11, 24, 10, 0, 0, 500_250, tzinfo=UTC)
 RNG = np.random.default_rng(7)
 PIXELS = RNG.integers(0, 256, (24, tiny.SIZE, tiny.SIZE, 3), dtype=np.uint8)
-
-
-def png(pixels):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 IMAGES = [png(pixels) for pixels in PIXELS]
@@ -461,8 +454,11 @@ def test_adjust_without_an_engine_gives_what_predict_gave(tmp_path):
         async with serving(tmp_path) as (predictor, model, _):
             adjustment = predictor.adjustment_for(model, tau=33.3, target_prior=q)
             answers = await predictor.predict(IMAGES, model=model, adjustment=adjustment, top_k=CLASSES + 5)
-            decisions = predictor.adjust(
-                [answer.decision.logits.tolist() for answer in answers], adjustment, model, CLASSES + 5
+            decisions = decide(
+                [answer.decision.logits.tolist() for answer in answers],
+                adjustment,
+                model.version,
+                CLASSES + 5,
             )
             for answer, decision in zip(answers, decisions, strict=True):
                 check(decision, adjustment.offset, model, CLASSES + 5)
@@ -491,11 +487,12 @@ def test_logits_that_do_not_fit_are_refused(decider, logits, position):
     model, _ = decider
     predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW)
     with pytest.raises(Invalid) as refused:
-        predictor.adjust(logits, predictor.adjustment_for(model), model, 1)
+        decide(logits, predictor.adjustment_for(model), model.version, 1)
     assert refused.value.code == "invalid-logits"
     assert refused.value.fields.get("position") == position
 
 
+@pytest.mark.slow
 def test_ten_thousand_classes_are_ranked_as_the_formula_ranks_them(tmp_path):
     async def main():
         n = 10_000

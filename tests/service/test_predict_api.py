@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tests.service.conftest import png
+from tests.service.problems import problem
+from tests.tiny import png
 
 
 def formula(logits, tau, temperature=1.25, target=None, n_classes=4):
@@ -19,15 +20,6 @@ def formula(logits, tau, temperature=1.25, target=None, n_classes=4):
     scores = logits + shift
     weights = np.exp((scores - scores.max()) / temperature)
     return scores, weights / weights.sum()
-
-
-def problem(answer, status, code):
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    body = answer.json()
-    assert (body["status"], body["code"]) == (status, code)
-    assert body["detail"].endswith((".", "?"))
-    return body
 
 
 @pytest.mark.parametrize("tau", [0, 0.5, 1, 1.5, 10, 100])

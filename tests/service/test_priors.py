@@ -11,14 +11,11 @@ import pytest
 from service.adapters.sql_store import SqlStore
 from service.core.exceptions import Conflict, Invalid, NotFound, Refusal, Stale
 from service.core.priors import Precondition, Priors, PriorSpec, etag, probabilities_of
+from tests.contracts.store import run
 from tests.recorded import LABELS, TurnedClock, model
 
 TINY = model()
 UNIFORM = PriorSpec(uniform=True)
-
-
-def run(work):
-    return asyncio.run(work)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from tests.service.conftest import png
+from tests.tiny import png
 
 pytestmark = pytest.mark.slow
 

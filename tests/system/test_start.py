@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests.service.conftest import png
+from tests.tiny import png
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,6 @@ from training import checkpoint as checkpoints
 from training.bundling import (
     bundle_from_checkpoint,
     check_parity,
-    export_onnx,
     training_command,
     write_bundle,
 )
@@ -71,13 +70,14 @@ def test_onnx_runtime_answers_as_torch_for_pixels_prepared_by_the_manifest(bundl
     np.testing.assert_allclose(answered, expected, atol=1e-4)
 
 
-def test_a_network_that_answers_otherwise_is_refused(checkpoint, tiny_files):
-    network = trained_network(checkpoint)
-    model = export_onnx(network, 12)
+def test_a_network_that_answers_otherwise_is_refused(bundle, checkpoint, tiny_files):
+    network, model = trained_network(checkpoint), bundle.model_bytes()
+    images = read_npz(*tiny_files).test.images
+    check_parity(network, model, images, checkpoint)
     with torch.no_grad():
         network.head.bias[2] += 0.01
     with pytest.raises(BundleError, match=r"at batch 1 ONNX Runtime's logits differ from torch's by 0\.01"):
-        check_parity(network, model, read_npz(*tiny_files).test.images, checkpoint)
+        check_parity(network, model, images, checkpoint)
 
 
 def test_the_manifest_tells_classes_priors_offset_and_where_they_come_from(bundle):

@@ -186,7 +186,7 @@ def test_weights_beside_the_file_are_taken_in(
     )
 
 
-@pytest.mark.parametrize("n_classes", [1, 2, 10_000])
+@pytest.mark.parametrize("n_classes", [1, 2, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_few_and_many_classes_are_imported(
     export: Callable[..., Bundle], classes: Path, tmp_path: Path, n_classes: int
 ) -> None:
