@@ -169,7 +169,9 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise UndecodableError("the header says the image has no pixels")
     if width * height > max_pixels:
-        raise TooManyPixelsError(f"the image has {width} x {height} pixels, the limit is {max_pixels}")
+        raise TooManyPixelsError(
+            f"the image has {width} x {height} pixels, the limit is {max_pixels}: send a smaller one"
+        )
 
 
 def _orientation(image: Image.Image) -> int:

@@ -33,7 +33,12 @@ def read_cifar(name: str, data_dir: Path | None, profile: str, imbalance_ratio: 
         raise DataError(
             f"{name} could not be downloaded ({failure}); name a folder that holds it by --data-dir"
         ) from failure
-    except (RuntimeError, OSError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as failure:
+    except RuntimeError as failure:  # torchvision's advice is about its own arguments
+        raise DataError(
+            f"{root} does not hold the original files of {name}: name the folder that has"
+            f" {reader.base_folder}/ in it, or leave --data-dir out to download them"
+        ) from failure
+    except (OSError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as failure:
         reason = str(failure).splitlines()[0]
         raise DataError(f"{root} does not hold the original files of {name}: {reason}") from failure
     labels = np.array(train.targets, dtype=np.int64)

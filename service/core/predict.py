@@ -132,7 +132,7 @@ class Predictor:
             return tau_by_default(version, self._default_tau)
         if not 0 <= tau <= LARGEST_TAU:  # NaN is not either
             raise Invalid(
-                "tau-out-of-range", f"tau must be a number from 0 to {LARGEST_TAU:g}.", parameter="tau"
+                "invalid-parameter", f"tau must be a number from 0 to {LARGEST_TAU:g}.", parameter="tau"
             )
         return float(tau)
 

@@ -92,6 +92,14 @@ class StoreContract:
         logits = run(store.prediction(made.id)).prediction.decision.logits
         assert np.isfinite(logits).all() and logits.argmax() == 0 and logits.argmin() == 1
 
+    def test_logits_beyond_float16_are_still_decided_as_they_were(self, store, tiny):
+        for logits in ([1.9e6, 1.9e6 + 10, -3e6, 0], [3e38, -3e38, 2e38, 0], [-7e4, -6.9e4, -9e4, -8e4]):
+            made = prediction(tiny, logits=np.array(logits))
+            run(store.record([made]))
+            kept = run(store.prediction(made.id)).prediction.decision.logits
+            assert np.isfinite(kept).all() and (kept == kept.max()).tolist().count(True) == 1
+            assert kept.argmax() == np.argmax(logits)
+
     def test_recording_the_same_prediction_again_changes_nothing(self, store, tiny):
         made = prediction(tiny)
         run(store.record([made]))

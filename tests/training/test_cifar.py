@@ -72,6 +72,7 @@ def test_a_folder_without_the_files_is_refused_in_one_line(tmp_path):
     with pytest.raises(DataError, match="does not hold the original files of cifar100-lt") as refusal:
         read_cifar("cifar100-lt", tmp_path, "exp", 100.0)
     assert "\n" not in str(refusal.value)
+    assert "cifar-100-python/" in str(refusal.value) and "download=" not in str(refusal.value)
     with pytest.raises(DataError, match="there is no folder"):
         read_cifar("cifar100-lt", tmp_path / "nowhere", "exp", 100.0)
 
