@@ -6,12 +6,10 @@ import asyncio
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -27,25 +25,10 @@ from service.adapters.sql_tables import metadata
 from service.adapters.sqlite_database import SqliteDatabase
 from service.core.exceptions import Overloaded, StateLocked, StateTooNew, StateUnusable, Unavailable
 from tests.contracts.store import StoreContract, blocks, run
-from tests.recorded import START, TurnedClock, item, model, prediction, prior
+from tests.recorded import START, item, model, prediction, prior
+from tests.service.stores import opened, plain, pragma, wait_until
 
 ROOT = Path(__file__).parents[2]
-
-
-def opened(folder: Path, clock: TurnedClock | None = None, **bounds: float) -> SqlStore:
-    return SqlStore(folder, **{"keep_days": 90, "max_bytes": 1 << 34, **bounds}, clock=clock or TurnedClock())
-
-
-def plain(folder: Path) -> sqlite3.Connection:
-    return sqlite3.connect(folder / "tare.db", isolation_level=None)
-
-
-def pragma(folder: Path, name: str) -> object:
-    connection = plain(folder)
-    try:
-        return connection.execute(f"PRAGMA {name}").fetchone()[0]
-    finally:
-        connection.close()
 
 
 class TestSqliteKeepsTheContract(StoreContract):
@@ -371,84 +354,6 @@ def test_what_waits_is_written_before_the_store_closes(tmp_path):
     run(leave(store))
     with opened(tmp_path) as store:
         assert run(store.traffic(tiny, None, None)).sum() == 300
-
-
-# Retention
-
-
-@pytest.fixture
-def busy_chores(monkeypatch):
-    monkeypatch.setattr(sql_writer, "CHORES_EVERY_S", 0.02)
-
-
-def wait_until(condition) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that in 30 s"
-        time.sleep(0.02)
-
-
-def test_predictions_past_their_time_go_with_their_labels(tmp_path, busy_chores):
-    clock, tiny = TurnedClock(), model()
-    with opened(tmp_path, clock, keep_days=2) as store:
-        run(store.register_model(tiny, START))
-        old = [prediction(tiny, START + timedelta(seconds=i)) for i in range(700)]
-        new = [prediction(tiny, START + timedelta(days=1, seconds=i)) for i in range(50)]
-        run(store.record(old + new))
-        run(store.learn([item(one, 0) for one in (*old[:300], *new[:20])], START))
-        clock.turn(days=2, hours=1)
-        wait_until(lambda: run(store.traffic(tiny, None, None)).sum() == 50)
-        (block,) = run(blocks(store.labelled(tiny, None, None, with_logits=False)))
-        assert len(block.labels) == 20
-        assert run(store.prediction(old[0].id)) is None
-        assert run(store.prediction(new[0].id)).labels[0].index == 0
-    connection = plain(tmp_path)
-    assert connection.execute("SELECT count(*) FROM label_history").fetchone() == (20,)
-    connection.close()
-
-
-def test_space_is_made_by_the_oldest_unlabelled_first_and_the_file_shrinks(tmp_path, busy_chores):
-    wide = model(labels=tuple(f"class-{i}" for i in range(500)))
-    with opened(tmp_path) as store:
-        run(store.register_model(wide, START))
-        made = [prediction(wide, START + timedelta(seconds=i)) for i in range(3000)]
-        for start in range(0, 3000, 500):
-            run(store.record(made[start : start + 500]))
-        run(store.learn([item(one, 0) for one in made[:400]], START))
-    full = (tmp_path / "tare.db").stat().st_size
-    with opened(tmp_path, max_bytes=full // 2) as store:
-        wait_until(lambda: full // 2 - pragma(tmp_path, "page_count") * pragma(tmp_path, "page_size") > 0)
-        left = run(store.traffic(wide, None, None)).sum()
-        assert 1000 < left < 2000
-        (block,) = run(blocks(store.labelled(wide, None, None, with_logits=False)))
-        assert len(block.labels) == 400
-        assert run(store.prediction(made[400].id)) is None
-        assert run(store.prediction(made[-1].id)) is not None
-    assert (tmp_path / "tare.db").stat().st_size <= full // 2
-
-
-def test_where_only_labelled_predictions_are_left_the_oldest_of_them_make_space(tmp_path, busy_chores):
-    tiny = model()
-    with opened(tmp_path) as store:
-        run(store.register_model(tiny, START))
-        made = [prediction(tiny, START + timedelta(seconds=i)) for i in range(3000)]
-        run(store.record(made))
-        run(store.learn([item(one, 0) for one in made], START))
-    full = (tmp_path / "tare.db").stat().st_size
-    with opened(tmp_path, max_bytes=full // 2) as store:
-        wait_until(lambda: pragma(tmp_path, "page_count") * pragma(tmp_path, "page_size") <= full // 2)
-        assert run(store.prediction(made[0].id)) is None
-        assert run(store.prediction(made[-1].id)) is not None
-        assert 500 < run(store.traffic(tiny, None, None)).sum() < 2500
-
-
-def test_a_bound_that_nothing_can_meet_leaves_the_store_working(tmp_path, busy_chores):
-    tiny = model()
-    with opened(tmp_path, max_bytes=1) as store:
-        run(store.register_model(tiny, START))
-        run(store.record([prediction(tiny)]))
-        wait_until(lambda: run(store.traffic(tiny, None, None)).sum() == 0)
-        run(store.check_writable())
 
 
 def test_float16_keeps_the_decision_of_nearly_all_rows():
