@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pydantic import Field
 
 from service.api.answers import AdjustOut, Json, adjustment_answer, decision_answer, model_answer
-from service.api.bodies import RequestModel, json_body
+from service.api.bodies import Numbers, RequestModel, json_body
 from service.api.parameters import Name
 from service.api.parts import PartsDep
 from service.core.decide import decide
@@ -22,7 +22,7 @@ class AdjustIn(RequestModel):
     logits: Annotated[list[list[float]], Field(min_length=1, max_length=10_000)]
     tau: Annotated[float, Field(ge=0, le=LARGEST_TAU)] | None = None
     priors: Name | None = None
-    target_prior: dict[str, float] | list[float] | None = Field(
+    target_prior: Numbers | None = Field(
         None, description="Instead of `priors`: a prior by label, or a list by index."
     )
     model: Name | None = None

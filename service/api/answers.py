@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 from pydantic import BaseModel, Field
-from starlette.responses import Response
+from starlette.responses import JSONResponse
 
 from service.core.records import Adjustment, Decision, Method, ModelVersion, Prediction, Ranked
 
@@ -82,10 +82,11 @@ class AdjustOut(BaseModel):
     predictions: list[DecisionOut]
 
 
-class Json(Response):
-    """A JSON answer written by orjson, which has no form for NaN or infinity and writes null."""
+class Json(JSONResponse):
+    """A JSON answer written by orjson, which has no form for NaN or infinity and writes null.
 
-    media_type = "application/json"
+    Of FastAPI's own JSON class, for otherwise /openapi.json would call each answer a string.
+    """
 
     def render(self, content: Any) -> bytes:
         """Return the bytes."""

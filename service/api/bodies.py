@@ -5,12 +5,12 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 from fastapi import Depends, Request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
 
-from service.api.problems import field_errors
+from service.api.problems import BY_INDEX, BY_LABEL, field_errors
 from service.core.exceptions import Invalid, Malformed, Overloaded, TooLarge
 
 _BIG_JSON_BYTES: Final = 1 << 18
@@ -26,6 +26,24 @@ class RequestModel(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _notation(value: object) -> str | None:
+    if isinstance(value, dict):
+        return BY_LABEL
+    return BY_INDEX if isinstance(value, list) else None
+
+
+# Told apart by what was sent, so that a bad number in a list is not answered with a wish for an object.
+Numbers = Annotated[
+    Annotated[dict[str, float], Tag(BY_LABEL)] | Annotated[list[float], Tag(BY_INDEX)],
+    Discriminator(
+        _notation,
+        custom_error_type="numbers_type",
+        custom_error_message="Input should be an object by label or a list by index",
+    ),
+]
+"""A number for every class."""
 
 
 @dataclass

@@ -1,13 +1,13 @@
 """Everything under /priors: named, versioned target priors, changed with entity tags and rolled back."""
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import AfterValidator, BaseModel, Field
 
 from service.api.answers import Json
-from service.api.bodies import RequestModel, json_body
+from service.api.bodies import Numbers, RequestModel, json_body
 from service.api.parameters import ModelQuery, utc
 from service.api.parts import PartsDep
 from service.api.tokens import AdminDep
@@ -18,8 +18,6 @@ router = APIRouter(prefix="/priors", tags=["priors"])
 
 _TAG: Final = re.compile(r'(W/)?("[^"]*")|\*')
 _TEXT: Final = Field(None, max_length=1000)
-
-Numbers = dict[str, float] | list[float]
 
 
 def _only_true(value: bool) -> bool:
@@ -94,6 +92,31 @@ def _tags(request: Request, header: str, *, weak: bool) -> frozenset[str] | None
 
 PreconditionDep = Annotated[Precondition, Depends(_precondition)]
 
+# For /openapi.json. The headers are read by hand, for FastAPI would refuse what is repeated or malformed.
+_CONDITIONAL: Final[dict[str, Any]] = {
+    "parameters": [
+        {
+            "name": name,
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string"},
+            "description": meaning,
+        }
+        for name, meaning in (
+            ("If-Match", "Entity tags, one of which must be the current version's; `*`: there must be one."),
+            ("If-None-Match", "Entity tags, none of which may be the current version's; `*`: only make."),
+        )
+    ]
+}
+_VERSION: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "model": PriorsVersionOut,
+        "headers": {
+            "ETag": {"description": "Stands for this version, in If-Match.", "schema": {"type": "string"}}
+        },
+    }
+}
+
 
 @router.get("", response_class=Json, responses={200: {"model": PriorsListOut}}, summary="List priors")
 async def list_priors(parts: PartsDep, model: ModelQuery = None) -> Json:
@@ -102,7 +125,7 @@ async def list_priors(parts: PartsDep, model: ModelQuery = None) -> Json:
     return Json({"priors": [_entry(one) for one in parts.priors.all(label_set)]})
 
 
-@router.get("/{name}", response_class=Json, responses={200: {"model": PriorsVersionOut}}, summary="Priors")
+@router.get("/{name}", response_class=Json, responses=_VERSION, summary="Priors")
 async def get_priors(name: str, parts: PartsDep, model: ModelQuery = None) -> Json:
     """Return the version in force, with its entity tag."""
     version = parts.models.get(model).version
@@ -112,8 +135,9 @@ async def get_priors(name: str, parts: PartsDep, model: ModelQuery = None) -> Js
 @router.put(
     "",
     response_class=Json,
-    responses={200: {"model": PriorsVersionOut}},
+    responses=_VERSION,
     dependencies=[AdminDep],
+    openapi_extra=_CONDITIONAL,
     summary="Change the default priors",
 )
 async def put_default(
@@ -129,8 +153,9 @@ async def put_default(
 @router.put(
     "/{name}",
     response_class=Json,
-    responses={200: {"model": PriorsVersionOut}},
+    responses=_VERSION,
     dependencies=[AdminDep],
+    openapi_extra=_CONDITIONAL,
     summary="Make or change priors",
 )
 async def put_priors(
@@ -170,8 +195,9 @@ async def versions(name: str, parts: PartsDep, model: ModelQuery = None) -> Json
 @router.post(
     "/{name}/rollback",
     response_class=Json,
-    responses={200: {"model": PriorsVersionOut}},
+    responses=_VERSION,
     dependencies=[AdminDep],
+    openapi_extra=_CONDITIONAL,
     summary="Roll priors back",
 )
 async def rollback(
@@ -187,7 +213,13 @@ async def rollback(
     return _one(made, version.labels)
 
 
-@router.delete("/{name}", status_code=204, dependencies=[AdminDep], summary="Delete priors")
+@router.delete(
+    "/{name}",
+    status_code=204,
+    dependencies=[AdminDep],
+    openapi_extra=_CONDITIONAL,
+    summary="Delete priors",
+)
 async def delete_priors(
     name: str, parts: PartsDep, precondition: PreconditionDep, model: ModelQuery = None
 ) -> Response:

@@ -27,6 +27,11 @@ PROBLEM_CODE: Final = "tare.problem"
 _MAX_ERRORS: Final = 20
 _MAX_NAME: Final = 100
 
+# The two notations of numbers for every class (service.api.bodies.Numbers). Pydantic puts them into the place
+# of an error, where they are no field.
+BY_LABEL: Final = "{by label}"
+BY_INDEX: Final = "[by index]"
+
 # Where pydantic's own words would not tell a client what to do.
 _PLAINER: Final = {"extra_forbidden": "There is no such field here; leave it out"}
 
@@ -105,7 +110,8 @@ def field_errors(errors: Iterable[Mapping[str, object]], skip: int = 0) -> list[
     shaped = []
     for error in errors:
         where = error["loc"]
-        parts = [str(part)[:_MAX_NAME] for part in (where if isinstance(where, tuple) else ())][skip:]
+        place = [str(part)[:_MAX_NAME] for part in (where if isinstance(where, tuple) else ())][skip:]
+        parts = [part for part in place if part not in (BY_LABEL, BY_INDEX)]
         message = str(error["msg"]).removeprefix("Value error, ").rstrip(".")
         detail = _PLAINER.get(str(error["type"]), message)
         shaped.append({"field": ".".join(parts), "detail": detail})

@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, Field
 from starlette.testclient import TestClient
 
 from service.api import problems
-from service.api.bodies import Intake, RequestModel, json_body, parse, whole_body
+from service.api.bodies import Intake, Numbers, RequestModel, json_body, parse, whole_body
 from service.core.exceptions import Invalid
 from tests.service.problems import problem
 
@@ -25,6 +25,7 @@ class Thing(RequestModel):
     moment: AwareDatetime | None = None
     flag: bool = False
     inner: tuple["Thing", ...] = ()
+    counts: Numbers | None = None
 
 
 router = APIRouter()
@@ -100,6 +101,21 @@ def test_an_integer_of_thousands_of_digits_is_refused():
 def test_a_field_that_stands_twice_is_refused_even_with_equal_values(client):
     assert refused(client, b'{"number": 1, "number": 1}')["field"] == "number"
     assert refused(client, b'{"inner": [{"text": "a", "text": "a"}]}')["code"] == "repeated-field"
+
+
+@pytest.mark.parametrize(
+    ("counts", "field", "detail"),
+    [
+        (b'[1, "2"]', "counts.1", "Input should be a valid number"),
+        (b'{"cat": null}', "counts.cat", "Input should be a valid number"),
+        (b'"many"', "counts", "Input should be an object by label or a list by index"),
+        (b"7", "counts", "Input should be an object by label or a list by index"),
+    ],
+)
+def test_numbers_by_label_or_by_index_are_refused_where_they_are_wrong(client, counts, field, detail):
+    problem = refused(client, b'{"counts": ' + counts + b"}")
+    assert problem["errors"] == [{"field": field, "detail": detail}]
+    assert problem["detail"] == f"{field}: {detail}."
 
 
 def test_an_unknown_field_is_refused_by_name(client):

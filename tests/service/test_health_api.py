@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from jsonschema import Draft202012Validator
 
 
 def test_ready_says_what_answers(lasting_client):
@@ -90,3 +91,41 @@ def test_the_document_describes_every_route_its_body_and_its_answer(client):
             assert "default" in operation["responses"]
     references = set(re.findall(r'"#/components/schemas/([^"]+)"', client.get("/openapi.json").text))
     assert references <= set(document["components"]["schemas"])
+
+
+def test_answers_are_what_the_document_says(client, image):
+    document = client.get("/openapi.json").json()
+    predicted = client.post("/predict?include=logits", content=image)
+    identity = predicted.json()["predictions"][0]["prediction_id"]
+    answers = {
+        ("post", "/predict"): predicted,
+        ("post", "/adjust"): client.post("/adjust", json={"logits": [[1, 2, 3, 4]]}),
+        ("post", "/feedback"): client.post("/feedback", json={"prediction_id": identity, "index": 1}),
+        ("get", "/predictions/{prediction_id}"): client.get(f"/predictions/{identity}"),
+        ("put", "/priors/{name}"): client.put("/priors/even", json={"uniform": True}),
+        ("post", "/priors/{name}/rollback"): client.post("/priors/even/rollback", json={"version": 1}),
+        ("get", "/priors/{name}"): client.get("/priors/even"),
+        ("get", "/models/{name}"): client.get("/models/tiny"),
+        **{
+            ("get", path): client.get(path)
+            for path in ("/models", "/priors", "/monitor", "/monitor/tau-curve", "/healthz", "/readyz")
+        },
+    }
+    for (method, path), answer in answers.items():
+        assert answer.status_code == 200, (method, path, answer.text)
+        described = document["paths"][path][method]["responses"]["200"]
+        schema = described["content"]["application/json"]["schema"]
+        Draft202012Validator({**schema, "components": document["components"]}).validate(answer.json())
+        assert ("etag" in answer.headers) == ("ETag" in described["headers"]), (method, path)
+
+
+def test_the_document_names_the_conditions_of_a_change(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    for path, method in (
+        ("/priors", "put"),
+        ("/priors/{name}", "put"),
+        ("/priors/{name}", "delete"),
+        ("/priors/{name}/rollback", "post"),
+    ):
+        headers = {one["name"] for one in paths[path][method]["parameters"] if one["in"] == "header"}
+        assert headers == {"If-Match", "If-None-Match"}, (path, method)
