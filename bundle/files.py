@@ -28,6 +28,11 @@ MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
 HOLDOUT: Final = "holdout.npz"
 
+# What `model.onnx` may be: training writes within these bounds, serving takes no other.
+OLDEST_OPSET: Final = 11  # TopK that sorts, which serving appends, begins here
+NEWEST_OPSET: Final = 20  # and IR 10: what the CPU and the GPU wheel of ONNX Runtime both load
+NEWEST_IR: Final = 10
+
 _MAX_MANIFEST_BYTES: Final = 64 * 1024 * 1024
 _FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -128,19 +133,28 @@ def parse_manifest(data: bytes) -> Manifest:
         raise BundleError("manifest-invalid", f"manifest.json: {where}: {first['msg']}") from failure
 
 
+def check_name(name: str) -> None:
+    """Raise BundleError unless a model can have this name."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise BundleError(
+            "bundle-name", f"{name!r} cannot name a model; use letters, digits, '.', '_' and '-', at most 64"
+        )
+
+
+def check_place(folder: Path, *, force: bool) -> None:
+    """Raise BundleError unless a bundle may be written to `folder`."""
+    check_name(folder.name)
+    if folder.exists() and not force:
+        raise BundleExistsError("bundle-exists", f"{folder} exists already; --force replaces it")
+
+
 def write(folder: Path, manifest: Manifest, files: Mapping[str, bytes], *, force: bool = False) -> Bundle:
     """Write a bundle that appears whole: into a sibling folder, synced, then renamed.
 
     `files` maps names to contents; the manifest's `files` is filled in from them. With `force` an existing
     folder is replaced. Raises BundleExistsError, or BundleError for a content that would not read back.
     """
-    if not re.match(NAME_PATTERN, folder.name):
-        raise BundleError(
-            "bundle-name",
-            f"{folder.name!r} cannot name a model; use letters, digits, '.', '_' and '-', at most 64",
-        )
-    if folder.exists() and not force:
-        raise BundleExistsError("bundle-exists", f"{folder} exists already; --force replaces it")
+    check_place(folder, force=force)
     for name in files:
         if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
             raise BundleError("bundle-path", f"{name!r} cannot name a file of a bundle")

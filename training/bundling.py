@@ -1,6 +1,5 @@
 """From a finished checkpoint to the bundle that serving loads: export, parity, calibration, report."""
 
-import os
 import shlex
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -35,12 +34,12 @@ from training.evaluate import evaluate
 from training.exceptions import BundleError, RunError
 from training.losses import make_loss
 from training.networks import make_network
+from training.onnx_runner import BATCHES, Runner
 from training.report import PNG, tau_curve_png
 from training.sources import read
 
 GRAPH = Graph(input="input", output="logits")
-_OPSET, _NEWEST_IR = 18, 10  # what onnxruntime 1.20, the oldest we allow, reads
-_PARITY_BATCHES = (1, 3, 32)
+_OPSET = 18
 _PARITY_TOLERANCE = 1e-4  # of the largest logit, or of 1
 
 
@@ -164,7 +163,7 @@ def export_onnx(network: nn.Module, size: int) -> bytes:
         raise BundleError("torch exported nothing")
     model = program.model_proto
     _forget_origins(model)
-    model.ir_version = min(model.ir_version, _NEWEST_IR)
+    model.ir_version = min(model.ir_version, files.NEWEST_IR)
     onnx.checker.check_model(model)
     data: bytes = model.SerializeToString()
     return data
@@ -188,18 +187,15 @@ def _forget_origins(model: onnx.ModelProto) -> None:
 
 def check_parity(network: nn.Module, model: bytes, images: NDArray[np.uint8], checkpoint: Checkpoint) -> None:
     """Hold ONNX Runtime to torch on real images at several batch sizes; raises BundleError if they part."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # its import alone would write to the home folder
-    import onnxruntime  # noqa: PLC0415
-
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    runner = Runner(onnx.load_model_from_string(model), [GRAPH.output])
     network.eval()
     mean, std = torch.tensor(checkpoint.mean), torch.tensor(checkpoint.std)
-    for n in _PARITY_BATCHES:
+    for n in BATCHES:
         chosen = np.resize(np.linspace(0, len(images) - 1, num=min(n, len(images)), dtype=int), n)
         pixels = normalise(torch.from_numpy(images[chosen]), mean, std).contiguous()
         with torch.inference_mode():
             expected = network(pixels).numpy()
-        (answered,) = session.run([GRAPH.output], {GRAPH.input: pixels.numpy()})
+        (answered,) = runner.run(pixels.numpy())
         gap = float(np.abs(answered - expected).max())
         allowed = _PARITY_TOLERANCE * max(1.0, float(np.abs(expected).max()))
         if answered.shape != expected.shape or not gap <= allowed:

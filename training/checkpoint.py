@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from training.exceptions import RunError
+from training.exceptions import RunError, first_line
 from training.recipes import Recipe
 
 FILE = "checkpoint.pt"
@@ -92,7 +92,7 @@ def save(checkpoint: Checkpoint, path: Path) -> None:
         scratch.replace(path)
     except (OSError, RuntimeError) as failure:
         scratch.unlink(missing_ok=True)
-        raise RunError(f"{path} could not be written: {_first_line(failure)}") from failure
+        raise RunError(f"{path} could not be written: {first_line(failure)}") from failure
 
 
 def load(path: Path) -> Checkpoint:
@@ -112,7 +112,7 @@ def load(path: Path) -> Checkpoint:
             plan=plan, machine=Machine(**content["machine"]), **{name: content[name] for name in _PLAIN}
         )
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError) as failure:
-        raise RunError(f"{path} is not a whole checkpoint: {_first_line(failure)}") from failure
+        raise RunError(f"{path} is not a whole checkpoint: {first_line(failure)}") from failure
     except (KeyError, TypeError) as failure:
         raise RunError(f"{path} is not a checkpoint of this program ({failure})") from failure
 
@@ -125,11 +125,6 @@ def differences(old: Plan, new: Plan) -> list[str]:
         for name in before
         if before[name] != after[name] and name not in {"data dir", "train file", "test file"}
     ]
-
-
-def _first_line(failure: Exception) -> str:
-    """Return what a library said, without the advice that torch adds over many lines."""
-    return (str(failure).splitlines() or [type(failure).__name__])[0]
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

@@ -21,3 +21,9 @@ class RunError(TrainingError):
 
 class BundleError(TrainingError):
     """The bundle cannot be written."""
+
+
+def first_line(failure: Exception) -> str:
+    """Return the first line of a library's message that says something; torch adds many of advice."""
+    lines = (line.strip() for line in str(failure).splitlines())
+    return next((line for line in lines if line), type(failure).__name__).rstrip(".")

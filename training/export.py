@@ -11,10 +11,11 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
+from training.commands import OneLineParser, check_out
 from training.exceptions import RunError, TrainingError
-from training.importing import NORMALISATIONS, Imported, Request, check_out, import_onnx
+from training.importing import NORMALISATIONS, Imported, Request, import_onnx
 
 _NORMALISATION_HELP: Final = (
     "what the network takes for a pixel p of 0 to 255: unit p / 255 (default), symmetric p / 127.5 - 1,"
@@ -76,14 +77,8 @@ def _from_onnx(options: argparse.Namespace, given: set[str]) -> Imported:
     return import_onnx(Request(**{**fields, "name": options.name or options.out.name}))
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        raise SystemExit(2)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="training.export", description=__doc__)
+    parser = OneLineParser(prog="training.export", description=__doc__)
     add = parser.add_argument
     add("--onnx", type=Path, metavar="FILE", help="the classifier; its output is logits")
     add("--classes", type=Path, metavar="FILE.csv", help="label,count a line, by output index")

@@ -1,15 +1,13 @@
 """The command that trains: `python -m training.fit` reads images, trains a network and writes its bundle."""
 
 import argparse
-import re
 import sys
 from pathlib import Path
-from typing import NoReturn
 
-from bundle.manifest import NAME_PATTERN
 from training import checkpoint as checkpoints
 from training.bundling import write_bundle
 from training.checkpoint import Plan, Source
+from training.commands import OneLineParser, check_out
 from training.data import PROFILES, split
 from training.exceptions import RunError, TrainingError
 from training.loop import choose_device
@@ -38,12 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _fit(options: argparse.Namespace, progress: Progress) -> int:
     out: Path = options.out
     run_folder: Path = options.runs / out.name
-    if not re.match(NAME_PATTERN, out.name):
-        raise RunError(
-            f"--out: '{out.name}' cannot name a model; use letters, digits, '.', '_' and '-', at most 64"
-        )
-    if out.exists() and not options.force:
-        raise RunError(f"{out} exists already; --force replaces it when the new bundle is ready")
+    check_out(out, force=options.force)
     device = choose_device(options.device)
     plan = _plan(options)
     saved = run_folder / checkpoints.FILE
@@ -101,14 +94,8 @@ def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.absolute())
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        raise SystemExit(2)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="training.fit", description=__doc__)
+    parser = OneLineParser(prog="training.fit", description=__doc__)
     add = parser.add_argument
     add("--dataset", required=True, metavar="D", help=f"one of {', '.join(DATASETS)}")
     add("--data-dir", type=Path, help="folder with the data; CIFAR is downloaded without it")

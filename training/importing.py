@@ -6,7 +6,6 @@ Nothing here needs torch: a person who only serves may import a model too.
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
@@ -16,7 +15,6 @@ from pydantic import ValidationError
 
 from bundle import files as bundle_files
 from bundle.manifest import (
-    NAME_PATTERN,
     ClassEntry,
     Dataset,
     Graph,
@@ -32,6 +30,7 @@ from longtail.metrics import balanced_error
 from longtail.priors import PriorError, checked_source_prior, prior_from_counts
 from training.calibrate import calibrate, groups_of
 from training.card import CARD, model_card
+from training.commands import check_out
 from training.exceptions import DataError, RunError
 from training.import_files import (
     Classes,
@@ -142,21 +141,12 @@ def import_onnx(request: Request) -> Imported:
     return Imported(bundle, notes)
 
 
-def check_out(out: Path, *, force: bool) -> None:
-    """Refuse, before the work, a folder that writing would refuse after it. Raises RunError."""
-    _check_name(out.name)
-    if out.exists() and not force:
-        raise RunError(f"{out} exists already; --force replaces it")
-
-
-def _check_name(name: str) -> None:
-    if not re.match(NAME_PATTERN, name):
-        raise RunError(f"'{name}' cannot name a model; use letters, digits, '.', '_' and '-', at most 64")
-
-
 def _check_options(request: Request) -> None:
     """Refuse options that contradict each other."""
-    _check_name(request.name)
+    try:
+        bundle_files.check_name(request.name)
+    except bundle_files.BundleError as failure:
+        raise RunError(f"--name: {failure.detail}") from failure
     if request.holdout is not None and request.images is not None:
         raise RunError("--holdout and --images exclude each other")
     if request.loss_offset == "fitted" and request.holdout is None and request.images is None:

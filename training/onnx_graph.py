@@ -16,7 +16,8 @@ import onnx.version_converter
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from training.exceptions import TrainingError
+from bundle.files import NEWEST_IR, NEWEST_OPSET, OLDEST_OPSET
+from training.exceptions import TrainingError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 Layout = Literal["NCHW", "NHWC"]
 
-_OLDEST_OPSET: Final = 11  # TopK that sorts, which serving appends, begins here
-_NEWEST_OPSET: Final = 20
-_IR: Final = 10
 _MAX_BYTES: Final = 2**31 - 1  # one protobuf message holds no more
 _INPUT_TYPES: Final = {
     TensorProto.FLOAT: "float32",
@@ -177,11 +175,11 @@ def standardised(model: ModelProto, signature: Signature, output: str, answer: N
         )
     )
     changed = _in_opset_range(changed)
-    changed.ir_version = min(max(changed.ir_version, 8), _IR)
+    changed.ir_version = min(max(changed.ir_version, 8), NEWEST_IR)
     try:
         onnx.checker.check_model(changed)
     except onnx.checker.ValidationError as failure:
-        raise GraphError(f"the graph cannot be brought to IR {_IR}: {first_line(failure)}") from failure
+        raise GraphError(f"the graph cannot be brought to IR {NEWEST_IR}: {first_line(failure)}") from failure
     return changed
 
 
@@ -284,23 +282,17 @@ def _flatten(graph: onnx.GraphProto, output: str) -> str:
 
 def _in_opset_range(model: ModelProto) -> ModelProto:
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), None)
-    if opset is None or _OLDEST_OPSET <= opset <= _NEWEST_OPSET:
+    if opset is None or OLDEST_OPSET <= opset <= NEWEST_OPSET:
         return model
-    target = _NEWEST_OPSET if opset > _NEWEST_OPSET else _OLDEST_OPSET
+    target = NEWEST_OPSET if opset > NEWEST_OPSET else OLDEST_OPSET
     try:
         return onnx.version_converter.convert_version(model, target)
     except RuntimeError as failure:
         raise GraphError(
             f"the graph is of opset {opset} and cannot be converted to {target} ({first_line(failure)});"
-            f" export it with opset {_NEWEST_OPSET}"
+            f" export it with opset {NEWEST_OPSET}"
         ) from failure
 
 
 def _type_number(dtype: str) -> int:
     return next(number for number, name in _INPUT_TYPES.items() if name == dtype)
-
-
-def first_line(failure: Exception) -> str:
-    """Return the first line of a library's message that says something."""
-    lines = (line.strip() for line in str(failure).splitlines())
-    return next((line for line in lines if line), type(failure).__name__).rstrip(".")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import onnx
 
-from training.onnx_graph import GraphError, first_line
+from training.exceptions import first_line
+from training.onnx_graph import GraphError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,16 +9,12 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped,unused-ignore]
 from onnx import TensorProto, numpy_helper
 
-from bundle.files import BundleError
+from bundle.files import NEWEST_IR, NEWEST_OPSET, OLDEST_OPSET, BundleError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from bundle.manifest import Manifest
-
-OLDEST_OPSET: Final = 11  # TopK that sorts, from here on
-NEWEST_OPSET: Final = 20  # and IR 10: what the CPU and the GPU wheel of ONNX Runtime both load
-NEWEST_IR: Final = 10
 
 _INPUT_TYPES: Final = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8}
 _OUTPUT_TYPES: Final = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}

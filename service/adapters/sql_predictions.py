@@ -33,7 +33,6 @@ from service.core.records import (
     Prediction,
     StoredLabel,
     StoredPrediction,
-    Traffic,
 )
 
 if TYPE_CHECKING:
@@ -167,8 +166,8 @@ def find(connection: Connection, prediction_id: UUID) -> StoredPrediction | None
 
 def traffic(
     connection: Connection, model: ModelVersion, since: datetime | None, until: datetime | None
-) -> Traffic:
-    """Count what was decided in a window."""
+) -> NDArray[np.int64]:
+    """Count how often each class was decided in a window, (L,)."""
     statement = (
         select(predictions.c.decided, func.count())
         .where(*_window(predictions.c.model_version_id, predictions.c.created, model, since, until))
@@ -177,7 +176,7 @@ def traffic(
     decided = np.zeros(len(model.labels), dtype=np.int64)
     for index, count in connection.execute(statement):
         decided[index] = count
-    return Traffic(decided, int(decided.sum()))
+    return decided
 
 
 def labelled_block(

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
         PriorVersion,
         Receipt,
         StoredPrediction,
-        Traffic,
     )
 
 _PROBE_PATIENCE_S: Final = 2.0
@@ -176,8 +175,10 @@ class SqlStore:
             rows, place = await self._read(sql_predictions.logits_block, model, since, until, after=place)
             yield rows
 
-    async def traffic(self, model: ModelVersion, since: datetime | None, until: datetime | None) -> Traffic:
-        """Count the decisions of a window, labelled or not."""
+    async def traffic(
+        self, model: ModelVersion, since: datetime | None, until: datetime | None
+    ) -> NDArray[np.int64]:
+        """Count the decisions of a window, labelled or not, for each class, (L,)."""
         return await self._read(sql_predictions.traffic, model, since, until)
 
     async def check_writable(self) -> None:

@@ -78,8 +78,8 @@ predictions = Table(
     Column("prior_name", Text),
     Column("prior_version", Integer),
     Column("decided", Integer, nullable=False),  # top's first index
-    Column("top", LargeBinary, nullable=False),  # packed_ranks, as served
-    Column("unadjusted", LargeBinary, nullable=False),  # packed_ranks of one
+    Column("top", LargeBinary, nullable=False),  # stored_ranks, as served
+    Column("unadjusted", LargeBinary, nullable=False),  # stored_ranks of one
     Column("logits", LargeBinary, nullable=False),  # float16
     # Windows of one model version, and the counts of what was decided in them, from the index alone.
     Index("ix_predictions_window", "model_version_id", "created", "id", "decided"),

@@ -15,7 +15,7 @@ from service.core.ports import EngineError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bundle.manifest import ImageInput, Manifest
+    from bundle.manifest import Manifest
     from service.core.batcher import Batcher
     from service.core.decide import QueuedImage, ReadyImage
     from service.core.ports import Engine
@@ -44,11 +44,6 @@ class LoadedModel:
     def name(self) -> str:
         """The name in requests and answers."""
         return self.version.name
-
-    @property
-    def input(self) -> ImageInput:
-        """The image that the network takes."""
-        return self.manifest.input
 
     async def check(self, within_s: float = _PROBE_S) -> None:
         """Run one blank image past the queue. Raises Unavailable with the reason if the engine fails.

@@ -165,10 +165,9 @@ class Monitor:
         """Measure the decisions of a selection against their labels."""
         if selection.replay is None:
             labelled = await self._served(selection)
-            traffic = await self._store.traffic(
+            predicted = await self._store.traffic(
                 selection.model, selection.window.since, selection.window.until
             )
-            predicted = traffic.decided
         else:
             async with self._replaying:
                 labelled = await self._replayed(selection.model, selection.window, [selection.replay])

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
         PriorVersion,
         Receipt,
         StoredPrediction,
-        Traffic,
     )
 
 
@@ -140,8 +139,13 @@ class Store(Protocol):
     ) -> AsyncIterator[NDArray[np.float16]]:
         """The logits of every prediction of one model version, labelled or not, in such blocks of (n, L)."""
 
-    async def traffic(self, model: ModelVersion, since: datetime | None, until: datetime | None) -> Traffic:
-        """The decisions of one model version, labelled or not, by half-open times of prediction."""
+    async def traffic(
+        self, model: ModelVersion, since: datetime | None, until: datetime | None
+    ) -> NDArray[np.int64]:
+        """How often one model version decided each class, labelled or not, (L,).
+
+        By half-open times of prediction.
+        """
 
     async def check_writable(self) -> None:
         """Write and commit something small; raises Unavailable with the reason."""

@@ -179,11 +179,3 @@ class LabelledPredictions:
     labels: NDArray[np.int64]
     sampling_probability: NDArray[np.float64]
     logits: NDArray[np.float16] | None
-
-
-@dataclass(frozen=True, eq=False)
-class Traffic:
-    """How often each class was decided in a window, labelled or not: int64 (L,), and the sum."""
-
-    decided: NDArray[np.int64]
-    predictions: int

@@ -244,7 +244,7 @@ def test_writing_leaves_the_old_bundle_alone_unless_forced(tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["manifest.json", "model.onnx", "tiny"]
 
 
-@pytest.mark.parametrize("name", ["-a", ".a", "a b", "ä", "a" * 65])
+@pytest.mark.parametrize("name", ["-a", ".a", "a b", "ä", "a" * 65, "a\n"])
 def test_a_folder_whose_name_cannot_name_a_model_is_not_written(tmp_path: Path, name: str) -> None:
     with pytest.raises(BundleError) as refusal:
         write(tmp_path / name, tiny.manifest(), {files.MODEL: b""})

@@ -3,6 +3,7 @@
 import pytest
 from starlette.testclient import TestClient
 
+from service.adapters import sql_writer
 from service.app import create_app
 from service.settings import Settings
 from tests import tiny
@@ -52,3 +53,9 @@ def lasting_client(tmp_path_factory, tiny_models):
 def image(pixels):
     """A PNG of `pixels`."""
     return tiny.png(pixels)
+
+
+@pytest.fixture
+def busy_chores(monkeypatch):
+    """The store's chores come every 20 ms, not every ten seconds."""
+    monkeypatch.setattr(sql_writer, "CHORES_EVERY_S", 0.02)

@@ -11,6 +11,7 @@ import numpy as np
 
 from service.adapters.sql_store import SqlStore
 from tests import recorded
+from tests.service.stores import opened
 
 
 def now() -> datetime:
@@ -19,7 +20,7 @@ def now() -> datetime:
 
 async def write(folder: Path) -> None:
     tiny = recorded.model()
-    with SqlStore(folder, keep_days=90, max_bytes=1 << 34, clock=now) as store:
+    with opened(folder, now) as store:
         await store.register_model(tiny, now())
         versions = {one.name: one.version for one in await store.current_priors()}
         await asyncio.gather(

@@ -10,7 +10,6 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from fastapi.testclient import TestClient
 
-from service.adapters.sql_store import SqlStore
 from service.api import feedback, monitor, predictions, priors, problems
 from service.api.bodies import Intake
 from service.api.parameters import only_known_parameters
@@ -22,6 +21,7 @@ from service.core.priors import Priors
 from service.core.records import ModelVersion
 from tests.contracts.store import run
 from tests.recorded import TurnedClock
+from tests.service.stores import opened
 
 
 class Counted:
@@ -42,7 +42,7 @@ def serving(
     folder: Path, *models: ModelVersion, clock: TurnedClock, tokens: Tokens | None = None
 ) -> Iterator[TestClient]:
     """Answer requests on a store in `folder`; the client's `parts` are the parts behind it."""
-    with SqlStore(folder, keep_days=90, max_bytes=1 << 34, clock=clock) as store:
+    with opened(folder, clock) as store:
         held = Priors(store, clock)
         for one in models:
             run(store.register_model(one, clock()))

@@ -61,7 +61,6 @@ def test_a_model_is_what_its_manifest_says(tmp_path):
         assert (model.version.temperature, model.version.tau) == (1.25, 1.5)
         assert [group.name for group in model.version.groups] == ["many", "medium", "few"]
         assert model.manifest == bundle.manifest
-        assert model.input == bundle.manifest.input
 
 
 def test_a_bad_bundle_is_refused_by_folder_code_and_reason_and_the_others_load(tmp_path, caplog):

@@ -226,6 +226,7 @@ def test_without_recording_there_are_answers_and_no_ids(tmp_path):
         (IMAGES[0][:60], Invalid),
         (png(np.zeros((9, 9, 3), np.uint8)), TooLarge),
     ],
+    ids=["no image", "cut off", "too large"],
 )
 def test_one_bad_image_fails_its_request_by_position_and_nothing_of_it_is_kept(tmp_path, bad, kind):
     async def main():
@@ -250,7 +251,7 @@ def test_one_bad_image_fails_its_request_by_position_and_nothing_of_it_is_kept(t
 
 def with_limit(model, max_pixels):
     """The same model behind a decoder with another limit."""
-    decode = partial(images.pixels, spec=model.input, max_pixels=max_pixels)
+    decode = partial(images.pixels, spec=model.manifest.input, max_pixels=max_pixels)
     steps = Decider(decode, model.engine, model.version.temperature)
     batcher = Batcher(steps.prepare, steps.run, Capacity(workers=2, largest_batch=4))
     return LoadedModel(model.version, model.manifest, model.engine, batcher)

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from service.adapters.sql_store import SqlStore
 from service.core.exceptions import Conflict, Invalid, NotFound, Refusal, Stale
 from service.core.priors import Precondition, Priors, PriorSpec, etag, probabilities_of
 from tests.contracts.store import run
 from tests.recorded import LABELS, TurnedClock, model
+from tests.service.stores import opened
 
 TINY = model()
 UNIFORM = PriorSpec(uniform=True)
@@ -25,7 +25,7 @@ def clock():
 
 @pytest.fixture
 def store(tmp_path, clock):
-    with SqlStore(tmp_path, keep_days=90, max_bytes=1 << 34, clock=clock) as store:
+    with opened(tmp_path, clock) as store:
         yield store
 
 
@@ -45,7 +45,7 @@ def steady(tmp_path_factory):
     """Priors whose `default` nobody changes."""
     clock = TurnedClock()
     folder = tmp_path_factory.mktemp("steady")
-    with SqlStore(folder, keep_days=90, max_bytes=1 << 34, clock=clock) as store:
+    with opened(folder, clock) as store:
         yield loaded(store, clock)
 
 

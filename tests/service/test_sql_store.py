@@ -6,12 +6,10 @@ import asyncio
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -27,25 +25,10 @@ from service.adapters.sql_tables import metadata
 from service.adapters.sqlite_database import SqliteDatabase
 from service.core.exceptions import Overloaded, StateLocked, StateTooNew, StateUnusable, Unavailable
 from tests.contracts.store import StoreContract, blocks, run
-from tests.recorded import START, TurnedClock, item, model, prediction, prior
+from tests.recorded import START, item, model, prediction, prior
+from tests.service.stores import opened, plain, pragma, wait_until
 
 ROOT = Path(__file__).parents[2]
-
-
-def opened(folder: Path, clock: TurnedClock | None = None, **bounds: float) -> SqlStore:
-    return SqlStore(folder, **{"keep_days": 90, "max_bytes": 1 << 34, **bounds}, clock=clock or TurnedClock())
-
-
-def plain(folder: Path) -> sqlite3.Connection:
-    return sqlite3.connect(folder / "tare.db", isolation_level=None)
-
-
-def pragma(folder: Path, name: str) -> object:
-    connection = plain(folder)
-    try:
-        return connection.execute(f"PRAGMA {name}").fetchone()[0]
-    finally:
-        connection.close()
 
 
 class TestSqliteKeepsTheContract(StoreContract):
@@ -66,7 +49,7 @@ def test_what_was_written_is_there_after_a_restart(tmp_path):
     with opened(tmp_path) as store:
         assert run(store.prediction(made.id)) is not None
         run(store.record([prediction(model())]))  # known without being registered again
-        assert run(store.traffic(model(), None, None)).predictions == 2
+        assert run(store.traffic(model(), None, None)).sum() == 2
 
 
 def test_a_second_service_on_the_same_state_is_refused_with_one_line(tmp_path):
@@ -196,8 +179,7 @@ def check_acknowledged(store, said):
         if prediction_id in labelled:  # the label that was said, or the one after it
             labels = [one.index for one in found.labels]
             assert labels in ([0], [0, 1]) and len(labels) > labelled[prediction_id]
-    counts = run(store.traffic(model(), None, None))
-    assert counts.predictions >= len(decided)
+    assert run(store.traffic(model(), None, None)).sum() >= len(decided)
     for name in {line[1] for line in said if line[0] == "prior"}:
         newest = max(int(line[2]) for line in said if line[:2] == ["prior", name])
         versions = [one.version for one in run(store.prior_versions(prior().label_set, name))]
@@ -223,7 +205,7 @@ def test_a_full_disk_is_unavailable_and_half_writes_nothing(tmp_path):
                 run(store.record([prediction(tiny) for _ in range(10)]))
                 acknowledged += 10
         assert refused.value.code == "store-unavailable"
-        assert run(store.traffic(tiny, None, None)).predictions == acknowledged
+        assert run(store.traffic(tiny, None, None)).sum() == acknowledged
         with pytest.raises(Unavailable):
             run(store.learn([item(first, 0)] * 1 + [item(first, n % 4) for n in range(3000)], START))
         assert run(store.prediction(first.id)).labels == ()
@@ -258,12 +240,12 @@ async def main():
                 await store.check_writable()
         except Unavailable:
             print("not writable")
-        assert (await store.traffic(tiny, None, None)).predictions == acknowledged > 0
+        assert (await store.traffic(tiny, None, None)).sum() == acknowledged > 0
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         clock.turn(seconds=1)
         await store.check_writable()
         await store.record([prediction(tiny)])
-        assert (await store.traffic(tiny, None, None)).predictions == acknowledged + 1
+        assert (await store.traffic(tiny, None, None)).sum() == acknowledged + 1
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 asyncio.run(main())
@@ -298,7 +280,7 @@ def test_a_writer_that_lags_refuses_what_it_cannot_keep_and_goes_on(tmp_path, mo
         assert probe is None
         kept = outcomes.count(None)
         assert 0 < kept < 100 and kept + len(refused) == 100
-        assert run(store.traffic(tiny, None, None)).predictions == kept
+        assert run(store.traffic(tiny, None, None)).sum() == kept
         run(store.record([prediction(tiny)]))
 
 
@@ -353,7 +335,7 @@ def test_many_callers_share_commits(tmp_path):
             await asyncio.gather(*(store.learn([item(one, 1)], START) for one in made))
 
         run(all_at_once())
-        assert run(store.traffic(tiny, None, None)).decided.tolist() == [100] * 4
+        assert run(store.traffic(tiny, None, None)).tolist() == [100] * 4
         (block,) = run(blocks(store.labelled(tiny, None, None, with_logits=False)))
         assert block.labels.tolist() == [1] * 400
 
@@ -371,85 +353,7 @@ def test_what_waits_is_written_before_the_store_closes(tmp_path):
     run(store.register_model(tiny, START))
     run(leave(store))
     with opened(tmp_path) as store:
-        assert run(store.traffic(tiny, None, None)).predictions == 300
-
-
-# Retention
-
-
-@pytest.fixture
-def busy_chores(monkeypatch):
-    monkeypatch.setattr(sql_writer, "CHORES_EVERY_S", 0.02)
-
-
-def wait_until(condition) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that in 30 s"
-        time.sleep(0.02)
-
-
-def test_predictions_past_their_time_go_with_their_labels(tmp_path, busy_chores):
-    clock, tiny = TurnedClock(), model()
-    with opened(tmp_path, clock, keep_days=2) as store:
-        run(store.register_model(tiny, START))
-        old = [prediction(tiny, START + timedelta(seconds=i)) for i in range(700)]
-        new = [prediction(tiny, START + timedelta(days=1, seconds=i)) for i in range(50)]
-        run(store.record(old + new))
-        run(store.learn([item(one, 0) for one in (*old[:300], *new[:20])], START))
-        clock.turn(days=2, hours=1)
-        wait_until(lambda: run(store.traffic(tiny, None, None)).predictions == 50)
-        (block,) = run(blocks(store.labelled(tiny, None, None, with_logits=False)))
-        assert len(block.labels) == 20
-        assert run(store.prediction(old[0].id)) is None
-        assert run(store.prediction(new[0].id)).labels[0].index == 0
-    connection = plain(tmp_path)
-    assert connection.execute("SELECT count(*) FROM label_history").fetchone() == (20,)
-    connection.close()
-
-
-def test_space_is_made_by_the_oldest_unlabelled_first_and_the_file_shrinks(tmp_path, busy_chores):
-    wide = model(labels=tuple(f"class-{i}" for i in range(500)))
-    with opened(tmp_path) as store:
-        run(store.register_model(wide, START))
-        made = [prediction(wide, START + timedelta(seconds=i)) for i in range(3000)]
-        for start in range(0, 3000, 500):
-            run(store.record(made[start : start + 500]))
-        run(store.learn([item(one, 0) for one in made[:400]], START))
-    full = (tmp_path / "tare.db").stat().st_size
-    with opened(tmp_path, max_bytes=full // 2) as store:
-        wait_until(lambda: full // 2 - pragma(tmp_path, "page_count") * pragma(tmp_path, "page_size") > 0)
-        left = run(store.traffic(wide, None, None)).predictions
-        assert 1000 < left < 2000
-        (block,) = run(blocks(store.labelled(wide, None, None, with_logits=False)))
-        assert len(block.labels) == 400
-        assert run(store.prediction(made[400].id)) is None
-        assert run(store.prediction(made[-1].id)) is not None
-    assert (tmp_path / "tare.db").stat().st_size <= full // 2
-
-
-def test_where_only_labelled_predictions_are_left_the_oldest_of_them_make_space(tmp_path, busy_chores):
-    tiny = model()
-    with opened(tmp_path) as store:
-        run(store.register_model(tiny, START))
-        made = [prediction(tiny, START + timedelta(seconds=i)) for i in range(3000)]
-        run(store.record(made))
-        run(store.learn([item(one, 0) for one in made], START))
-    full = (tmp_path / "tare.db").stat().st_size
-    with opened(tmp_path, max_bytes=full // 2) as store:
-        wait_until(lambda: pragma(tmp_path, "page_count") * pragma(tmp_path, "page_size") <= full // 2)
-        assert run(store.prediction(made[0].id)) is None
-        assert run(store.prediction(made[-1].id)) is not None
-        assert 500 < run(store.traffic(tiny, None, None)).predictions < 2500
-
-
-def test_a_bound_that_nothing_can_meet_leaves_the_store_working(tmp_path, busy_chores):
-    tiny = model()
-    with opened(tmp_path, max_bytes=1) as store:
-        run(store.register_model(tiny, START))
-        run(store.record([prediction(tiny)]))
-        wait_until(lambda: run(store.traffic(tiny, None, None)).predictions == 0)
-        run(store.check_writable())
+        assert run(store.traffic(tiny, None, None)).sum() == 300
 
 
 def test_float16_keeps_the_decision_of_nearly_all_rows():

@@ -14,7 +14,6 @@ from bundle.files import read
 from longtail.priors import prior_from_counts
 from training import checkpoint as checkpoints
 from training.bundling import (
-    bundle_from_checkpoint,
     check_parity,
     training_command,
     write_bundle,
@@ -120,14 +119,6 @@ def test_the_card_and_the_curve_can_be_read(bundle):
     picture = Image.open(io.BytesIO((bundle.folder / "tau-curve.png").read_bytes()))
     assert picture.width > 500
     assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 50
-
-
-@pytest.mark.slow
-def test_a_checkpoint_gives_the_bundle_again(tiny_run, bundle, tmp_path):
-    again = bundle_from_checkpoint(tiny_run / "runs" / "tiny" / "checkpoint.pt", tmp_path / "tiny")
-    same = {"created", "files"}
-    assert again.manifest.model_dump(exclude=same) == bundle.manifest.model_dump(exclude=same)
-    assert again.manifest.files["model.onnx"] == bundle.manifest.files["model.onnx"]
 
 
 @pytest.mark.slow
