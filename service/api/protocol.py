@@ -15,7 +15,7 @@ HEAD_BYTES: Final = 64 * 1024
 
 
 class Protocol(HttpToolsProtocol):
-    """Gives up on a head that takes longer than HEAD_S or more than HEAD_BYTES, with a problem as the answer.
+    """Gives up on a head that is not whole after HEAD_S or HEAD_BYTES, with a problem as the answer.
 
     A connection that stays silent from the start counts as a head that never comes; between two requests
     uvicorn's own keep-alive limit holds.
