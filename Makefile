@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PORT := $(or $(TARE_PORT),8000)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format clean
+.PHONY: help serve test check lint fast-tests format clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,11 +22,16 @@ serve: $(VENV)/.serving-$(RUNTIME) ## install what serving needs and serve the b
 test: $(VENV)/.everything ## install everything and run the whole test suite
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.everything ## lint, types, import arrows and the fast tests
+check: $(VENV)/.everything ## lint, types, import arrows and the fast tests, side by side
+	@$(MAKE) --no-print-directory -j 2 --output-sync lint fast-tests
+
+lint: $(VENV)/.everything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fast-tests: $(VENV)/.everything
 	$(BIN)/python -m pytest -q -m 'not slow'
 
 format: $(VENV)/.everything ## format the code
