@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from training import checkpoint as checkpoints
@@ -120,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _at_least(smallest: int):  # type: ignore[no-untyped-def]
+def _at_least(smallest: int) -> Callable[[str], int]:
     def whole_number(text: str) -> int:
         value = int(text)
         if value < smallest:
