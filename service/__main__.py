@@ -6,6 +6,7 @@ import asyncio
 import gc
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import sys
@@ -76,6 +77,10 @@ def listen(settings: Settings) -> socket.socket:
 class _Signals:
     """Ends the process at once while it starts, and gently once there is a server.
 
+    At once means without unwinding: an exception raised in a signal handler is lost where Python ignores
+    exceptions (a finaliser, a weak reference's callback: the import system runs one for every module), or
+    waits for ever on a thread that nobody has been told to stop. The state is one that survives kill -9.
+
     While uvicorn serves it takes the signals itself, and raises them again when it is done; but one that
     comes just before it does must not be lost.
     """
@@ -87,7 +92,7 @@ class _Signals:
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         if self.server is None:
-            raise SystemExit(128 + number)
+            os._exit(128 + number)
         self.server.should_exit = True
 
 

@@ -1,6 +1,9 @@
 """Where the service listens, and where it refuses to."""
 
+import signal
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -43,3 +46,22 @@ def test_an_address_of_another_machine_and_a_port_that_is_taken_are_said():
     refused("cannot listen on 192.0.2.1", host="192.0.2.1", port=0, admin_token="adm")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused("TARE_PORT: cannot listen", port=taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_start_is_heard_where_python_would_ignore_an_exception(number):
+    # A finaliser stands for the callbacks that run inside imports; the waiting thread for the store's writer.
+    program = f"""
+import signal, threading
+from service.__main__ import _Signals
+
+class Dropped:
+    def __del__(self):
+        signal.raise_signal({int(number)})
+
+_Signals()
+threading.Thread(target=threading.Event().wait).start()
+Dropped()
+"""
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, check=False, capture_output=True)
+    assert (done.returncode, done.stderr) == (128 + number, b"")

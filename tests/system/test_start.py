@@ -135,10 +135,14 @@ def test_a_signal_at_any_moment_of_the_start_ends_the_process(service, delay_s):
         cwd=service.folder,
         stderr=subprocess.DEVNULL,
     )
-    time.sleep(delay_s)
-    process.terminate()
-    # -15 before there is a handler, 143 while parts open, 0 once there is a server to stop gently.
-    assert process.wait(60) in {-signal.SIGTERM, 128 + signal.SIGTERM, 0}
+    try:
+        time.sleep(delay_s)
+        process.terminate()
+        # -15 before there is a handler, 143 while parts open, 0 once there is a server to stop gently.
+        assert process.wait(60) in {-signal.SIGTERM, 128 + signal.SIGTERM, 0}
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_every_line_of_the_log_is_an_object_with_the_requests_id(service):
