@@ -17,7 +17,7 @@ from training.losses import Loss
 from training.networks import decayed_parameters
 from training.recipes import Recipe
 
-_ORDER, _AUGMENTATION, _WEIGHTS = range(3)  # the streams that a seed is split into
+_ORDER, _AUGMENTATION, _WEIGHTS, _LOSS = range(4)  # the streams that a seed is split into
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def fit(
             group["lr"] = rate
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = trainee.network(normalise(pixels, data.mean, data.std))
-        value = loss.function(logits, data.labels[chosen])
+        drawn = _stream(seed, _LOSS, step, device)
+        value = loss.at(step / total_steps)(logits, data.labels[chosen], drawn)
         trainee.optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         trainee.optimizer.step()
