@@ -31,6 +31,7 @@ NUMPY: Final[Mapping[str, np.dtype[Any]]] = {
 """The datatypes that models here take or give."""
 
 _LENGTH_BYTES: Final = 4
+_MOST: Final = 2**31
 
 
 def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -> NDArray[Any]:
@@ -38,7 +39,7 @@ def from_binary(name: str, datatype: str, shape: Sequence[int], raw: memoryview)
 
     Raises Malformed where `raw` is not as long as shape and datatype say, or an element runs past its end.
     """
-    count = math.prod(shape)
+    count = _count(name, shape)
     if datatype == "BYTES":
         return _objects(_elements(name, raw, count), shape)
     dtype = NUMPY[datatype]
@@ -98,6 +99,13 @@ def to_json(datatype: str, values: NDArray[Any]) -> Any:
     return np.ascontiguousarray(values.ravel(), dtype=NUMPY[datatype].newbyteorder("="))
 
 
+def _count(name: str, shape: Sequence[int]) -> int:
+    """Return how many elements there are; one of none may still have a shape that no array can have."""
+    if math.prod(max(1, size) for size in shape) > _MOST:
+        _refuse(name, f"no tensor of shape {list(shape)} is taken")
+    return math.prod(shape)
+
+
 def _elements(name: str, raw: memoryview, count: int) -> list[bytes]:
     found: list[bytes] = []
     place = 0
@@ -127,9 +135,10 @@ def _objects(elements: Sequence[bytes], shape: Sequence[int]) -> NDArray[Any]:
 def _flat(name: str, shape: Sequence[int], data: Sequence[Any]) -> list[Any]:
     """Return the elements in row-major order: `data` is flat, or has one level of lists a dimension."""
     if not any(isinstance(element, list) for element in data):
-        if len(data) != math.prod(shape):
+        if len(data) != _count(name, shape):
             _refuse(name, f"{len(data)} elements are not those of shape {list(shape)}")
         return list(data)
+    _count(name, shape)
     level: list[Any] = [data]
     for size in shape:
         if any(not isinstance(one, list) or len(one) != size for one in level):
