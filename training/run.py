@@ -19,18 +19,17 @@ import torch
 
 from longtail.priors import prior_from_counts
 from training import checkpoint as checkpoints
+from training.batches import Batches, MemoryBatches, steps_per_epoch
 from training.checkpoint import Checkpoint, Machine, Plan
 from training.data import Dataset, Split, channel_statistics
 from training.exceptions import RunError
 from training.loop import (
     StepRecord,
     Trainee,
-    TrainingData,
     fit,
     has_bf16,
     new_trainee,
     seed_weights,
-    steps_per_epoch,
 )
 from training.losses import make_loss
 from training.networks import count_weights, make_network
@@ -69,14 +68,9 @@ def train(
                 now = _resumed(now, folder / checkpoints.FILE, trainee, progress)
             else:
                 _clear(folder)
-            data = TrainingData(
-                torch.from_numpy(split.trained.images).to(device),
-                torch.from_numpy(split.trained.labels).to(device),
-                torch.tensor(now.mean, device=device),
-                torch.tensor(now.std, device=device),
-            )
-            steps = fit(trainee, data, loss, plan.recipe, total_steps=now.total_steps, seed=plan.seed)
-            epoch_steps = steps_per_epoch(len(split.trained), plan.recipe.batch_size)
+            batches = _batches(now, split, device)
+            steps = fit(trainee, batches, loss, plan.recipe, total_steps=now.total_steps, seed=plan.seed)
+            epoch_steps = steps_per_epoch(batches.n_images, plan.recipe.batch_size)
             with progress.showing(now, folder), _interruptions() as interrupted:
                 for row in _rows(steps, epoch_steps, now, progress, interrupted):
                     now = _at(now, trainee, row)
@@ -157,6 +151,16 @@ def _starting_point(plan: Plan, dataset: Dataset, split: Split, device: torch.de
         seconds=0.0,
         network={},
         optimizer={},
+    )
+
+
+def _batches(now: Checkpoint, split: Split, device: torch.device) -> Batches:
+    return MemoryBatches(
+        torch.from_numpy(split.trained.images).to(device),
+        torch.from_numpy(split.trained.labels).to(device),
+        torch.tensor(now.mean, device=device),
+        torch.tensor(now.std, device=device),
+        crop_padding=now.plan.recipe.crop_padding,
     )
 
 

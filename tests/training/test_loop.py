@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from training.batches import MemoryBatches, Share, steps_per_epoch
 from training.loop import (
-    TrainingData,
     choose_device,
     fit,
     has_bf16,
     new_trainee,
     seed_weights,
-    steps_per_epoch,
 )
 from training.losses import make_loss
 from training.networks import make_network
@@ -23,13 +22,16 @@ CPU = torch.device("cpu")
 RECIPE = COSINE.__class__(**{**COSINE.__dict__, "batch_size": 16})
 
 
-def tiny_data() -> TrainingData:
+def tiny_data(device=CPU, labels_are_positions=False) -> MemoryBatches:
     rng = np.random.default_rng(0)
     labels = torch.arange(3).repeat_interleave(20)
     images = torch.from_numpy(rng.integers(0, 120, (60, 8, 8, 3), dtype=np.uint8)) + labels[
         :, None, None, None
     ].mul(60).to(torch.uint8)
-    return TrainingData(images, labels, torch.full((3,), 0.5), torch.full((3,), 0.25))
+    if labels_are_positions:
+        labels = torch.arange(60)
+    mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
+    return MemoryBatches(*(part.to(device) for part in (images, labels, mean, std)), crop_padding=1 / 8)
 
 
 def trainee():
@@ -61,21 +63,31 @@ def test_a_run_stopped_after_any_step_goes_on_to_the_same_weights(stop):
 
 
 def test_an_epoch_takes_no_image_twice():
-    data, one = tiny_data(), trainee()
-    seen: list[int] = []
-    loss = make_loss("cross-entropy", np.full(3, 1 / 3), None, CPU)
-    positions = torch.arange(60)
-    counting = TrainingData(data.images, positions, data.mean, data.std)
-
-    def noting(logits, labels):
-        seen.extend(labels.tolist())
-        return loss.function(logits, labels // 20)
-
-    noted = loss.__class__(loss.name, loss.tau, noting, loss.logit_offset)
-    list(fit(one, counting, noted, RECIPE, total_steps=6, seed=0))
+    stream = tiny_data(labels_are_positions=True).stream(seed=0, start=0, stop=6, batch_size=16)
+    seen = [position for _, labels in stream for position in labels.tolist()]
     assert len(seen) == 96
     assert len(set(seen[:48])) == len(set(seen[48:])) == 48
     assert seen[:48] != seen[48:]
+
+
+def test_a_stream_that_starts_amid_an_epoch_gives_the_batches_of_the_whole_one():
+    whole = list(tiny_data().stream(seed=2, start=0, stop=7, batch_size=16))
+    late = list(tiny_data().stream(seed=2, start=4, stop=7, batch_size=16))
+    for (inputs, labels), (late_inputs, late_labels) in zip(whole[4:], late, strict=True):
+        assert torch.equal(inputs, late_inputs)
+        assert torch.equal(labels, late_labels)
+        assert inputs.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_shares_of_all_ranks_are_the_batch():
+    (inputs, labels), *_ = tiny_data().stream(seed=2, start=1, stop=2, batch_size=16)
+    for rank in range(2):
+        ((part, part_labels),) = tiny_data().stream(
+            seed=2, start=1, stop=2, batch_size=16, share=Share(rank, 2)
+        )
+        assert torch.equal(part, inputs[rank::2])
+        assert torch.equal(part_labels, labels[rank::2])
+        assert part.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_training_lowers_the_loss():
@@ -103,7 +115,7 @@ def test_on_a_gpu_the_same_seed_gives_the_same_weights():
     for _ in range(2):
         seed_weights(1)
         one = new_trainee(make_network("resnet20", 3), RECIPE, device)
-        data = TrainingData(*(part.to(device) for part in tiny_data().__dict__.values()))
+        data = tiny_data(device)
         loss = make_loss("cross-entropy", np.full(3, 1 / 3), None, device)
         list(fit(one, data, loss, RECIPE, total_steps=6, seed=5))
         ends.append(one.network.state_dict())

@@ -1,0 +1,87 @@
+"""Where the loop gets its batches: each is a function of seed and step, so a run can go on at any step."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from training.augment import crop_and_flip, normalise
+from training.streams import Stream, generator
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of each batch that one of `ranks` processes trains on: every `ranks`-th image, from `rank`."""
+
+    rank: int = 0
+    ranks: int = 1
+
+
+WHOLE = Share()
+
+
+class Batches(Protocol):
+    """Batches of training images, in an order and augmentation that seed and step decide."""
+
+    n_images: int
+    image_size: int  # side in pixels
+    device: torch.device
+
+    def stream(
+        self, *, seed: int, start: int, stop: int, batch_size: int, share: Share = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield, for each step from `start` to `stop` - 1, inputs (B, 3, H, W) and labels (B,) on the device.
+
+        Inputs are normalised float32 in channels_last memory. Order and augmentation are drawn for the whole
+        batch and then shared out: one process that takes two shares in turn sees what two processes see.
+        """
+        ...
+
+
+class MemoryBatches:
+    """Batches gathered and augmented on the device that holds all images: uint8 (N, H, W, 3), labels (N,)."""
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor, *, crop_padding: float
+    ) -> None:
+        """Take everything on one device; `crop_padding` is a share of the side, mean and std are (3,)."""
+        self.n_images = len(images)
+        self.image_size = images.shape[1]
+        self.device = images.device
+        self._images, self._labels, self._mean, self._std = images, labels, mean, std
+        self._padding = math.ceil(crop_padding * self.image_size)
+
+    def stream(
+        self, *, seed: int, start: int, stop: int, batch_size: int, share: Share = WHOLE
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of these steps, as `Batches` says."""
+        positions = chosen_images(
+            self.n_images, seed=seed, start=start, stop=stop, batch_size=batch_size, device=self.device
+        )
+        for step, chosen in enumerate(positions, start):
+            draws = generator(seed, Stream.AUGMENTATION, step, self.device)
+            pixels = crop_and_flip(self._images[chosen], self._padding, draws)[share.rank :: share.ranks]
+            labels = self._labels[chosen][share.rank :: share.ranks]
+            yield normalise(pixels, self._mean, self._std), labels
+
+
+def chosen_images(
+    n_images: int, *, seed: int, start: int, stop: int, batch_size: int, device: torch.device
+) -> Iterator[Tensor]:
+    """Yield the positions of each step's images, (B,): a new random order each epoch, full batches only."""
+    epoch_steps = steps_per_epoch(n_images, batch_size)
+    order = torch.empty(0)
+    for step in range(start, stop):
+        epoch, place = divmod(step, epoch_steps)
+        if place == 0 or step == start:
+            draws = generator(seed, Stream.ORDER, epoch, device)
+            order = torch.randperm(n_images, generator=draws, device=device)
+        yield order[place * batch_size :][:batch_size]
+
+
+def steps_per_epoch(n_images: int, batch_size: int) -> int:
+    """Return the full batches in an epoch, at least 1; the rest of each epoch's order is left out."""
+    return max(1, n_images // batch_size)
