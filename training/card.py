@@ -113,10 +113,16 @@ def _number(count: int | None) -> str:
 
 
 def _loss_words(manifest: Manifest) -> str:
-    name, tau = manifest.loss.name, manifest.loss.tau
+    name, tau, head = manifest.loss.name, manifest.loss.tau, manifest.loss.head
     if name in ("unknown", "other"):
         return f"an {name} loss" if name == "unknown" else "a loss of another kind"
-    return f"the {name} loss" if tau is None else f"the {name} loss (tau {tau:g})"
+    details = [] if tau is None else [f"tau {tau:g}"]
+    for option, value in manifest.loss.options.items():
+        words = option.replace("_", " ")
+        details.append(words if value is True else f"{words} {value:g}")
+    if head != "linear":
+        details.append(f"{head} head")
+    return f"the {name} loss" + (f" ({', '.join(details)})" if details else "")
 
 
 def _origin_words(manifest: Manifest) -> str:

@@ -13,7 +13,7 @@ from training.commands import OneLineParser, check_out
 from training.data import PROFILES, split
 from training.exceptions import RunError, TrainingError
 from training.loop import choose_device
-from training.losses import LOSSES, LossOptions, default_tau
+from training.losses import LOSSES, LossOptions, check_loss, default_tau
 from training.networks import HEADS, NETWORKS, default_image_size
 from training.progress import Progress
 from training.recipes import COSINE, RECIPES
@@ -71,6 +71,10 @@ def _plan(options: argparse.Namespace) -> Plan:
     size = options.image_size
     if size is None and options.dataset == "imagefolder":
         size = default_image_size(options.network)
+    loss_options = LossOptions(
+        **{field.name: getattr(options, field.name) for field in dataclasses.fields(LossOptions)}
+    )
+    check_loss(options.loss, options.tau, loss_options, options.head)
     return Plan(
         source=Source(
             dataset=options.dataset,
@@ -89,9 +93,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         steps=options.steps,
         holdout=options.holdout,
         seed=options.seed,
-        loss_options=LossOptions(
-            **{field.name: getattr(options, field.name) for field in dataclasses.fields(LossOptions)}
-        ),
+        loss_options=loss_options,
         head=options.head,
     )
 
