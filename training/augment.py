@@ -105,7 +105,7 @@ def erase(inputs: Tensor, side: int, generator: torch.Generator) -> Tensor:
         return (place >= start) & (place < start + side)
 
     hidden = span(height)[:, :, None] & span(width)[:, None, :]
-    return inputs.masked_fill(hidden[:, None], 0)
+    return inputs.clone().masked_fill_(hidden[:, None], 0)  # the copy keeps the memory format
 
 
 def shrink(inputs: Tensor, side: int) -> Tensor:
