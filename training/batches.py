@@ -63,7 +63,8 @@ class MemoryBatches:
         for step, chosen in enumerate(positions, start):
             draws = generator(seed, Stream.AUGMENTATION, step, self.device)
             inputs = augment(self._images[chosen], self._augmentation, self._mean, self._std, draws)
-            yield inputs[share.rank :: share.ranks], self._labels[chosen][share.rank :: share.ranks]
+            mine = slice(share.rank, None, share.ranks)
+            yield inputs[mine].contiguous(memory_format=torch.channels_last), self._labels[chosen][mine]
 
 
 def chosen_images(
