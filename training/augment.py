@@ -1,10 +1,32 @@
 """Random changes of a whole batch at once, in fixed shapes, on whatever device the images lie."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training image besides its mirror image. Lengths are shares of the image's side."""
+
+    crop_padding: float = 1 / 8  # 4 pixels at 32
+    distortion: float = 0.0  # strength of `distort`; 0 leaves it out
+    cutout: float = 0.0  # side of the square that `erase` hides; 0 leaves it out
+
+
+def augment(
+    images: Tensor, settings: Augmentation, mean: Tensor, std: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return uint8 images (B, S, S, 3) changed at random and normalised, (B, 3, S, S): a batch to train on."""
+    side = images.shape[1]
+    pixels = crop_and_flip(images, math.ceil(settings.crop_padding * side), generator)
+    if settings.distortion:
+        pixels = distort(pixels, settings.distortion, generator)
+    inputs = normalise(pixels, mean, std)
+    return erase(inputs, round(settings.cutout * side), generator) if settings.cutout else inputs
 
 
 def crop_and_flip(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
@@ -48,7 +70,7 @@ def distort(images: Tensor, strength: float, generator: torch.Generator) -> Tens
     """Return each uint8 image (B, H, W, 3) changed by one operation, drawn with its magnitude.
 
     TrivialAugment (Mueller and Hutter, 2021) with its 14 operations; at strength 1 the magnitudes reach as
-    far as its wide space, at less they stop at that share of it. What a move uncovers is black.
+    far as its wide space on CIFAR, at less they stop at that share of it. What a move uncovers is black.
     """
     n, device = len(images), images.device
     operation = torch.randint(len(OPERATIONS), (n,), generator=generator, device=device)
@@ -86,6 +108,14 @@ def erase(inputs: Tensor, side: int, generator: torch.Generator) -> Tensor:
     return inputs.masked_fill(hidden[:, None], 0)
 
 
+def shrink(inputs: Tensor, side: int) -> Tensor:
+    """Return a batch (B, C, S, S) at `side` pixels, each the weighted mean of those it covers."""
+    if side == inputs.shape[-1]:
+        return inputs
+    small = functional.interpolate(inputs, size=(side, side), mode="bilinear", antialias=True)
+    return small.contiguous(memory_format=torch.channels_last)
+
+
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Return uint8 (B, H, W, C) as float32 (B, C, H, W) in channels_last memory, (v / 255 - mean) / std."""
     return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2)
@@ -104,8 +134,8 @@ def _move(images: Tensor, operation: Tensor, amount: Tensor) -> Tensor:
     angle = only("rotate", math.radians(135) * amount)
     from_x = angle.cos() * x - angle.sin() * y
     from_y = angle.sin() * x + angle.cos() * y
-    from_x = from_x - only("shear-x", 0.99 * amount) * y - only("translate-x", width * amount)
-    from_y = from_y - only("shear-y", 0.99 * amount) * x - only("translate-y", height * amount)
+    from_x = from_x + only("shear-x", 0.99 * amount) * y - only("translate-x", width * amount)
+    from_y = from_y + only("shear-y", 0.99 * amount) * x - only("translate-y", height * amount)
     column = (from_x + (width - 1) / 2).round().long()
     row = (from_y + (height - 1) / 2).round().long()
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)

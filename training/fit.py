@@ -1,6 +1,7 @@
 """The command that trains: `python -m training.fit` reads images, trains a network and writes its bundle."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,8 @@ from training.commands import OneLineParser, check_out
 from training.data import PROFILES, split
 from training.exceptions import RunError, TrainingError
 from training.loop import choose_device
-from training.losses import LOSSES, default_tau
-from training.networks import NETWORKS, default_image_size
+from training.losses import LOSSES, LossOptions, default_tau
+from training.networks import HEADS, NETWORKS, default_image_size
 from training.progress import Progress
 from training.recipes import COSINE, RECIPES
 from training.run import Stopped, check_room, train
@@ -88,6 +89,10 @@ def _plan(options: argparse.Namespace) -> Plan:
         steps=options.steps,
         holdout=options.holdout,
         seed=options.seed,
+        loss_options=LossOptions(
+            **{field.name: getattr(options, field.name) for field in dataclasses.fields(LossOptions)}
+        ),
+        head=options.head,
     )
 
 
@@ -108,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--holdout", type=float, default=0.1, help="share held out for tau and temperature (default 0.1)")
     add("--network", choices=list(NETWORKS), default="resnet32", help="default %(default)s")
     add("--loss", choices=list(LOSSES), default="cross-entropy", help="default %(default)s")
-    add("--tau", type=float, help="tau of the logit-adjusted loss (default 1)")
+    _add_loss_options(parser)
     add("--recipe", choices=list(RECIPES), default=COSINE.name, help="default %(default)s")
     add("--epochs", type=_at_least(1), help="passes over the data (default: the recipe's)")
     add("--steps", type=_at_least(1), help="batches, instead of --epochs")
@@ -119,6 +124,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--runs", type=Path, default=Path("runs"), help="where checkpoints and logs go (default runs/)")
     add("--out", type=Path, required=True, help="folder of the bundle, such as models/NAME")
     return parser
+
+
+def _add_loss_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--tau", type=float, help="of the logit-adjusted losses (default 1)")
+    add("--tau1", type=float, help="pairwise: D[y, j] = tau2 log p_j - tau1 log p_y (default 1)")
+    add("--tau2", type=float, help="pairwise (default 1)")
+    add("--beta", type=float, help="class-balanced and deferred weights (1 - B) / (1 - B^n) (default 0.9999)")
+    add("--gamma", type=float, help="equalised-mask: chance of leaving a rare class out (default 0.9)")
+    add("--rare-below", type=float, help="equalised: the share below which a class is rare (default 1/(2L))")
+    add("--margin", type=float, help="ldam: the largest margin, on the cosine (default 0.5)")
+    add("--label-smoothing", type=float, help="share of each label spread over all classes (default 0)")
+    add("--deferred-reweighting", action="store_true", help="weigh by class after 0.8 of the steps")
+    add(
+        "--head",
+        choices=list(HEADS),
+        help="normalised: class weights of norm 1 (ldam: cosine)",
+    )
 
 
 def _at_least(smallest: int) -> Callable[[str], int]:

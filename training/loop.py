@@ -14,7 +14,7 @@ from training.exceptions import RunError
 from training.losses import Loss
 from training.networks import decayed_parameters
 from training.recipes import Recipe
-from training.streams import Stream, number
+from training.streams import Stream, generator, number
 
 
 @dataclass
@@ -67,7 +67,8 @@ def fit(
             group["lr"] = rate
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             logits = trainee.network(inputs)
-        value = loss.function(logits, labels)
+        drawn = generator(seed, Stream.LOSS, step, device)
+        value = loss.at(step / total_steps)(logits, labels, drawn)
         trainee.optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         trainee.optimizer.step()

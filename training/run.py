@@ -17,7 +17,6 @@ from types import FrameType
 import numpy as np
 import torch
 
-from longtail.priors import prior_from_counts
 from training import checkpoint as checkpoints
 from training.batches import Batches, MemoryBatches, steps_per_epoch
 from training.checkpoint import Checkpoint, Machine, Plan
@@ -57,10 +56,11 @@ def train(
 
     After each epoch, and on the first Ctrl-C or SIGTERM, the checkpoint is replaced whole. Raises RunError.
     """
-    source_prior = prior_from_counts(np.bincount(split.trained.labels, minlength=len(dataset.class_labels)))
-    loss = make_loss(plan.loss, source_prior, plan.tau, device)
+    n_classes = len(dataset.class_labels)
+    class_counts = np.bincount(split.trained.labels, minlength=n_classes)
+    loss = make_loss(plan.loss, class_counts, plan.tau, device, options=plan.loss_options, head=plan.head)
     seed_weights(plan.seed)
-    trainee = new_trainee(make_network(plan.network, len(dataset.class_labels)), plan.recipe, device)
+    trainee = new_trainee(make_network(plan.network, n_classes, loss.head), plan.recipe, device)
     now = _starting_point(plan, dataset, split, device)
     try:
         with _alone_in(folder):

@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_is_refused(tiny_command, tmp_path, capsys):
         ({"dataset": "shapes-lt", "imbalance_ratio": "5000"}, "has no training image"),
         ({"dataset": "shapes-lt", "imbalance_ratio": "nan"}, "imbalance ratio"),
         ({"holdout": "0.9"}, "held-out share"),
-        ({"tau": "1"}, "--tau belongs to the logit-adjusted loss"),
+        ({"tau": "1"}, "--tau does not go with --loss cross-entropy, but with --loss logit-adjusted"),
         ({"loss": "logit-adjusted", "tau": "-1"}, "--tau must be a finite number"),
         ({"loss": "hinge"}, "invalid choice"),
         ({"steps": "3"}, "--epochs and --steps exclude each other"),
