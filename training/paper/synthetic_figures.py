@@ -54,7 +54,7 @@ def figure2(*, quick: bool) -> Report:
     right.axhline(bayes, color="black", ls="--", lw=1)
     plotting.label(right, "Post hoc, on ERM's line", r"$\tau$", "balanced error (%)")
     right.set(xlim=(0, 2), ylim=(5, 50))
-    right.legend(loc="upper left", bbox_to_anchor=(0.02, 0.62), frameon=False, fontsize=9)
+    right.legend(loc="center right", frameon=False, fontsize=9)
     plotting.legend_below(figure, of=[middle])
 
     rows: list[Row] = _trial_rows(trials, POSITIVE_PRIOR)
