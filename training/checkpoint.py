@@ -52,6 +52,7 @@ class Machine:
     threads: int
     torch: str
     bf16: bool
+    ranks: int = 1  # processes that trained together: each normalises its own share of a batch
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Checkpoint:
     network: dict[str, Any]
     optimizer: dict[str, Any]
     history: list[dict[str, float]] = field(default_factory=list)
+    epoch_losses: list[float] = field(default_factory=list)  # of the steps since the last whole epoch
 
     @property
     def finished(self) -> bool:
@@ -109,7 +111,9 @@ def load(path: Path) -> Checkpoint:
         recipe = Recipe(**{**raw["recipe"], "drops": tuple(raw["recipe"]["drops"])})
         plan = Plan(**{**raw, "source": Source(**raw["source"]), "recipe": recipe})
         return Checkpoint(
-            plan=plan, machine=Machine(**content["machine"]), **{name: content[name] for name in _PLAIN}
+            plan=plan,
+            machine=Machine(**content["machine"]),
+            **{name: content[name] for name in _PLAIN if name not in _ADDED or name in content},
         )
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError) as failure:
         raise RunError(f"{path} is not a whole checkpoint: {first_line(failure)}") from failure
@@ -151,4 +155,6 @@ _PLAIN = (
     "network",
     "optimizer",
     "history",
+    "epoch_losses",
 )
+_ADDED = {"epoch_losses"}  # not in files of earlier releases

@@ -17,6 +17,7 @@ from torch.nn import functional
 from training.exceptions import RunError
 
 Prior = NDArray[np.float64]
+LossFunction = Callable[[Tensor, Tensor, torch.Generator | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,12 @@ class Loss:
 
     name: str
     tau: float | None
-    function: Callable[[Tensor, Tensor], Tensor]
+    function: LossFunction
     logit_offset: Prior
+
+    def at(self, progress: float) -> LossFunction:  # noqa: ARG002
+        """Return the function for the step taken when this share of the steps lies behind."""
+        return self.function
 
 
 def make_loss(name: str, source_prior: Prior, tau: float | None, device: torch.device) -> Loss:
@@ -46,7 +51,7 @@ def default_tau(name: str) -> float | None:
     return 1.0 if name == "logit-adjusted" else None
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, _generator: torch.Generator | None = None) -> Tensor:
     """Return the mean softmax cross-entropy (Menon et al., 2021, eq. 1). Leaves logit_offset 0."""
     return functional.cross_entropy(_at_least_float32(logits), labels)
 
@@ -77,7 +82,7 @@ def _logit_adjusted_loss(source_prior: Prior, tau: float | None, device: torch.d
         raise RunError(f"--tau must be a finite number, zero or more, not {tau}")
     prior = torch.tensor(source_prior, dtype=torch.float32, device=device)
 
-    def function(logits: Tensor, labels: Tensor) -> Tensor:
+    def function(logits: Tensor, labels: Tensor, _generator: torch.Generator | None = None) -> Tensor:
         return logit_adjusted(logits, labels, source_prior=prior, tau=tau)
 
     return Loss("logit-adjusted", tau, function, tau * np.log(source_prior))

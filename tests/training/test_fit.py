@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_comma
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_weights_of_one_that_was_left_alone(tiny_command, tmp_path):
-    long = in_folder(tiny_command, tmp_path / "killed", epochs="40")
+    long = in_folder(tiny_command, tmp_path / "killed", epochs="40", checkpoint_every="0")
     process = start(long)
     run = tmp_path / "killed" / "runs" / "tiny"
     wait_for_epoch(run, process, 5)
@@ -109,7 +109,7 @@ def test_a_killed_run_resumes_to_the_weights_of_one_that_was_left_alone(tiny_com
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_a_checkpoint_that_resumes_exactly(tiny_command, tmp_path, number):
-    long = in_folder(tiny_command, tmp_path / "stopped", epochs="40")
+    long = in_folder(tiny_command, tmp_path / "stopped", epochs="40", checkpoint_every="0")
     process = start(long)
     run = tmp_path / "stopped" / "runs" / "tiny"
     wait_for_epoch(run, process, 1)

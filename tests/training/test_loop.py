@@ -10,13 +10,13 @@ from training.batches import MemoryBatches, Share, steps_per_epoch
 from training.loop import (
     choose_device,
     fit,
-    has_bf16,
     new_trainee,
     seed_weights,
 )
 from training.losses import make_loss
 from training.networks import make_network
 from training.recipes import COSINE
+from training.step import has_bf16
 
 CPU = torch.device("cpu")
 RECIPE = COSINE.__class__(**{**COSINE.__dict__, "batch_size": 16})
