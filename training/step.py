@@ -1,8 +1,8 @@
 """One training step: forward, loss, backward and optimiser, replayed as one CUDA graph where there is a GPU.
 
 The same lines run on both devices. On a GPU they run as they stand for the first steps and are then recorded
-once; from there on each step is one launch. What changes from step to step (inputs, labels, rate, draws) lies in
-tensors that the recording reads. Nothing here waits for the device.
+once; from there on each step is one launch. What changes from step to step (inputs, labels, rate, draws) lies
+in tensors that the recording reads. Nothing here waits for the device.
 """
 
 import torch

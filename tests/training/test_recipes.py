@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from training.recipes import COSINE, PAPER, PAPER_200, RECIPES
+from training.exceptions import RunError
+from training.recipes import COSINE, PAPER, PAPER_200, RECIPES, with_optimizer
 
 
 def test_the_default_climbs_for_a_tenth_and_then_falls_to_zero_along_a_cosine():
@@ -37,3 +38,12 @@ def test_the_200_epoch_recipe_drops_at_160_and_180():
 
 def test_a_run_of_one_step_has_a_rate():
     assert all(recipe.rate(0, 1) > 0 for recipe in RECIPES.values())
+
+
+def test_adam_changes_the_optimiser_and_the_peak_and_nothing_else():
+    adam = with_optimizer(PAPER, "adam")
+    assert (adam.optimizer, adam.peak_rate) == ("adam", 1e-3)
+    assert adam.__dict__ | {"optimizer": "sgd", "peak_rate": PAPER.peak_rate} == PAPER.__dict__
+    assert with_optimizer(PAPER, None) is with_optimizer(PAPER, "sgd") is PAPER
+    with pytest.raises(RunError, match="a learning rate for Adam, not for SGD"):
+        with_optimizer(adam, "sgd")
