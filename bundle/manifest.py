@@ -149,10 +149,12 @@ class Calibration(_Part):
 
 
 class Loss(_Part):
-    """The training loss by name, with the tau inside it where it has one."""
+    """The training loss by name, with the tau inside it where it has one, and the head it was trained on."""
 
     name: str
     tau: float | None = None
+    options: dict[str, float | bool] = {}
+    head: str = "linear"
 
 
 class Dataset(_Part):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from training.exceptions import RunError, first_line
+from training.losses import LossOptions
 from training.recipes import Recipe
 
 FILE = "checkpoint.pt"
@@ -42,6 +43,8 @@ class Plan:
     steps: int | None
     holdout: float
     seed: int
+    loss_options: LossOptions = field(default_factory=LossOptions)
+    head: str | None = None  # None: the one that the loss is made for
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ def load(path: Path) -> Checkpoint:
             raise RunError(f"{path} has format {content['format']}, this release reads {_FORMAT}")
         raw = content["plan"]
         recipe = Recipe(**{**raw["recipe"], "drops": tuple(raw["recipe"]["drops"])})
-        plan = Plan(**{**raw, "source": Source(**raw["source"]), "recipe": recipe})
+        options = LossOptions(**raw.get("loss_options", {}))  # older runs have none
+        plan = Plan(**{**raw, "source": Source(**raw["source"]), "recipe": recipe, "loss_options": options})
         return Checkpoint(
             plan=plan,
             machine=Machine(**content["machine"]),
@@ -134,7 +138,7 @@ def differences(old: Plan, new: Plan) -> list[str]:
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if name == "source":
+        if name in ("source", "loss_options"):
             flat |= _flat(value)
         elif name == "recipe":
             flat["recipe"] = value["name"]

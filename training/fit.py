@@ -1,12 +1,12 @@
 """The command that trains: `python -m training.fit` reads images, trains a network and writes its bundle."""
 
 import argparse
+import dataclasses
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from training import checkpoint as checkpoints
@@ -16,8 +16,8 @@ from training.commands import OneLineParser, check_out
 from training.data import PROFILES, split
 from training.exceptions import RunError, TrainingError
 from training.loop import choose_device
-from training.losses import LOSSES, default_tau, make_loss
-from training.networks import NETWORKS, default_image_size
+from training.losses import LOSSES, LossOptions, default_tau, make_loss
+from training.networks import HEADS, NETWORKS, default_image_size
 from training.progress import Progress
 from training.ranks import Ranks, joined
 from training.recipes import COSINE, OPTIMIZERS, RECIPES, with_optimizer
@@ -47,10 +47,7 @@ def _fit(options: argparse.Namespace, progress: Progress, ranks: Ranks) -> int:
     check_out(out, force=options.force)
     device = choose_device(options.device, ranks.place)
     plan = _plan(options)
-    make_loss(
-        plan.loss, np.full(2, 0.5), plan.tau, torch.device("cpu")
-    )  # refuses its options before the work
-    check_room(plan.network, 2, (run_folder, out.parent))
+    _refuse_early(plan, (run_folder, out.parent))
     saved = run_folder / checkpoints.FILE
     if options.resume and not saved.exists():
         raise RunError(f"--resume: there is no checkpoint {saved}")
@@ -84,6 +81,13 @@ def _fit(options: argparse.Namespace, progress: Progress, ranks: Ranks) -> int:
     return 0
 
 
+def _refuse_early(plan: Plan, folders: tuple[Path, Path]) -> None:
+    """Refuse what can be told before the images are read, as if there were two classes of one image."""
+    cpu = torch.device("cpu")
+    make_loss(plan.loss, (1, 1), plan.tau, cpu, options=plan.loss_options, head=plan.head)
+    check_room(plan.network, 2, folders)
+
+
 def _plan(options: argparse.Namespace) -> Plan:
     if options.epochs is not None and options.steps is not None:
         raise RunError("--epochs and --steps exclude each other")
@@ -111,6 +115,10 @@ def _plan(options: argparse.Namespace) -> Plan:
         steps=options.steps,
         holdout=options.holdout,
         seed=options.seed,
+        loss_options=LossOptions(
+            **{field.name: getattr(options, field.name) for field in dataclasses.fields(LossOptions)}
+        ),
+        head=options.head,
     )
 
 
@@ -131,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--holdout", type=float, default=0.1, help="share held out for tau and temperature (default 0.1)")
     add("--network", choices=list(NETWORKS), default="resnet32", help="default %(default)s")
     add("--loss", choices=list(LOSSES), default="cross-entropy", help="default %(default)s")
-    add("--tau", type=float, help="tau of the logit-adjusted loss (default 1)")
+    _add_loss_options(parser)
     add("--recipe", choices=list(RECIPES), default=COSINE.name, help="default %(default)s")
     add("--optimizer", choices=OPTIMIZERS, help="instead of the recipe's; adam peaks at a rate of 1e-3")
     add("--epochs", type=_at_least(1), help="passes over the data (default: the recipe's)")
@@ -150,6 +158,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--runs", type=Path, default=Path("runs"), help="where checkpoints and logs go (default runs/)")
     add("--out", type=Path, required=True, help="folder of the bundle, such as models/NAME")
     return parser
+
+
+def _add_loss_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--tau", type=float, help="of the logit-adjusted losses (default 1)")
+    add("--tau1", type=float, help="pairwise: D[y, j] = tau2 log p_j - tau1 log p_y (default 1)")
+    add("--tau2", type=float, help="pairwise (default 1)")
+    add("--beta", type=float, help="class-balanced and deferred weights (1 - B) / (1 - B^n) (default 0.9999)")
+    add("--gamma", type=float, help="equalised-mask: chance of leaving a rare class out (default 0.9)")
+    add("--rare-below", type=float, help="equalised: the share below which a class is rare (default 1/(2L))")
+    add("--margin", type=float, help="ldam: the largest margin, on the cosine (default 0.5)")
+    add("--label-smoothing", type=float, help="share of each label spread over all classes (default 0)")
+    add("--deferred-reweighting", action="store_true", help="weigh by class after 0.8 of the steps")
+    add(
+        "--head",
+        choices=list(HEADS),
+        help="normalised: class weights of norm 1 (ldam: cosine)",
+    )
 
 
 def _at_least(smallest: int) -> Callable[[str], int]:

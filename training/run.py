@@ -16,7 +16,6 @@ from types import FrameType
 import numpy as np
 import torch
 
-from longtail.priors import prior_from_counts
 from training import checkpoint as checkpoints
 from training.batches import Batches, MemoryBatches, steps_per_epoch
 from training.checkpoint import Checkpoint, Machine, Plan
@@ -68,10 +67,11 @@ def train(
     RunError.
     """
     check_shares(plan.recipe, len(split.trained), ranks)
-    source_prior = prior_from_counts(np.bincount(split.trained.labels, minlength=len(dataset.class_labels)))
-    loss = make_loss(plan.loss, source_prior, plan.tau, device)
+    n_classes = len(dataset.class_labels)
+    class_counts = np.bincount(split.trained.labels, minlength=n_classes)
+    loss = make_loss(plan.loss, class_counts, plan.tau, device, options=plan.loss_options, head=plan.head)
     seed_weights(plan.seed)
-    trainee = new_trainee(make_network(plan.network, len(dataset.class_labels)), plan.recipe, device)
+    trainee = new_trainee(make_network(plan.network, n_classes, loss.head), plan.recipe, device)
     fresh = _starting_point(plan, dataset, split, trainee=trainee, device=device, ranks=ranks)
     try:
         with _alone_in(folder) if ranks.leads else nullcontext(), lost_ranks_reported():

@@ -77,6 +77,7 @@ TopK = Annotated[
     BeforeValidator(_integer),
     Field(ge=1, description="Classes to answer for each image; cut to the number of classes."),
 ]
+WholeNumber = Annotated[int, BeforeValidator(_integer), Field(ge=0)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Time = Annotated[AwareDatetime, BeforeValidator(_time), AfterValidator(_in_utc)]
 Span = Annotated[timedelta, BeforeValidator(_span)]

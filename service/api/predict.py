@@ -57,7 +57,7 @@ async def predict(
     the first frame, upright. One file that cannot be taken fails the request and names its `position`.
     """
     loaded = parts.models.get(model)
-    adjustment = parts.predictor.adjustment_for(loaded, method=_offered(method), tau=tau, priors_name=priors)
+    adjustment = parts.predictor.adjustment_for(loaded, method=offered(method), tau=tau, priors_name=priors)
     async with whole_body(request) as body:
         images = images_of(body, request.headers.get("content-type", ""))
         predictions = await parts.predictor.predict(images, model=loaded, adjustment=adjustment, top_k=top_k)
@@ -73,7 +73,8 @@ async def predict(
     )
 
 
-def _offered(method: Literal["logit-adjustment", "weight-normalisation", "none"]) -> Method:
+def offered(method: Literal["logit-adjustment", "weight-normalisation", "none"]) -> Method:
+    """Return the method as asked for, if this model's bundle has it. Raises Invalid."""
     if method == "weight-normalisation":
         raise Invalid(
             "method-not-offered",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 class QueuedImage:
     """An image as it waits: its bytes as they came, and what its request asks of it.
 
+    An array is taken for what decoding would give, of the shape and type that the engine takes.
     `position` is its place in the request, from 0. Requests in one batch keep their own adjustment.
     """
 
-    data: bytes
+    data: bytes | NDArray[Any]
     position: int
     adjustment: Adjustment
     top_k: int
@@ -56,6 +57,8 @@ class Decider:
 
     def prepare(self, image: QueuedImage) -> ReadyImage:
         """Decode; a Refusal then names the image's position."""
+        if not isinstance(image.data, bytes):
+            return ReadyImage(image.data, image.adjustment, image.top_k)
         try:
             pixels = self._decode(image.data)
         except Refusal as refusal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from service.core.decide import QueuedImage, offset_row
 from service.core.exceptions import DeadlineExceeded, Invalid
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 LARGEST_TAU: Final = 100.0
 _KEPT_ADJUSTMENTS: Final = 256
 _FALLBACK_TAU: Final = 1.0  # the exact rule where the network is calibrated (Menon et al. 2021, eq. 8)
+
+
+def _size(image: bytes | NDArray[Any]) -> int:
+    return len(image) if isinstance(image, bytes) else image.nbytes
 
 
 def tau_by_default(model: ModelVersion, of_service: float | None) -> float:
@@ -56,9 +60,16 @@ class Predictor:
         self._kept: dict[tuple[object, ...], Adjustment] = {}
 
     async def predict(
-        self, images: Sequence[bytes], *, model: LoadedModel, adjustment: Adjustment, top_k: int
+        self,
+        images: Sequence[bytes | NDArray[Any]],
+        *,
+        model: LoadedModel,
+        adjustment: Adjustment,
+        top_k: int,
     ) -> list[Prediction]:
         """Return a prediction for each image, in order, once all are kept.
+
+        An image is a file's bytes, or an array that the network's input takes as it is.
 
         Raises a Refusal that names the `position` of the first image that cannot be taken, Overloaded when
         the queue is full, DeadlineExceeded, and Unavailable where the engine or the store fails; nothing is
@@ -68,7 +79,7 @@ class Predictor:
         limit = asyncio.timeout(self._deadline_s)
         try:
             async with limit:
-                decisions = await model.batcher.submit(queued, [len(data) for data in images])
+                decisions = await model.batcher.submit(queued, [_size(data) for data in images])
                 predictions = self._predictions(decisions, model.version, adjustment)
                 if self._record:
                     await self._store.record(predictions)
@@ -79,6 +90,11 @@ class Predictor:
                 "deadline-exceeded", f"There was no answer within {self._deadline_s:g} s; try again later."
             ) from failure
         return predictions
+
+    @property
+    def records(self) -> bool:
+        """Whether predictions are recorded, and so have an id."""
+        return self._record
 
     def adjustment_for(
         self,

@@ -200,7 +200,7 @@ def test_a_damaged_checkpoint_is_refused(tiny_command, tmp_path, capsys):
         ({"dataset": "shapes-lt", "imbalance_ratio": "5000"}, "has no training image"),
         ({"dataset": "shapes-lt", "imbalance_ratio": "nan"}, "imbalance ratio"),
         ({"holdout": "0.9"}, "held-out share"),
-        ({"tau": "1"}, "--tau belongs to the logit-adjusted loss"),
+        ({"tau": "1"}, "--tau does not go with --loss cross-entropy, but with --loss logit-adjusted"),
         ({"loss": "logit-adjusted", "tau": "-1"}, "--tau must be a finite number"),
         ({"loss": "hinge"}, "invalid choice"),
         ({"steps": "3"}, "--epochs and --steps exclude each other"),
@@ -218,6 +218,21 @@ def test_bad_input_is_one_line_code_2_and_nothing_on_disk(tiny_command, tmp_path
     assert not list(folder.glob("runs/*/checkpoint.pt"))
 
 
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"tau": "1"}, "--tau"),
+        ({"loss": "logit-adjusted", "tau": "-1"}, "--tau"),
+        ({"loss": "class-balanced", "beta": "1"}, "--beta"),
+        ({"checkpoint_every": "-1"}, "--checkpoint-every: must be a number of seconds"),
+        ({"checkpoint_every": "nan"}, "--checkpoint-every: must be a number of seconds"),
+        ({"optimizer": "lbfgs"}, "choose from"),
+    ],
+)
+def test_options_are_refused_before_the_images_are_read(tiny_command, capsys, changed, reason):
+    assert reason in refusal(capsys, in_folder(tiny_command, Path("/nowhere"), **changed))
+
+
 def refusal_last_line(capsys, command) -> str:
     """As `refusal`, where a line about the data may come before."""
     try:
@@ -231,10 +246,10 @@ def refusal_last_line(capsys, command) -> str:
     return err.splitlines()[-1]
 
 
-def test_a_disk_that_is_too_small_is_refused_before_training(tiny_command, monkeypatch, capsys):
+def test_a_disk_that_is_too_small_is_refused_before_the_images_are_read(tiny_command, monkeypatch, capsys):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**6, 10**6))
-    line = refusal_last_line(capsys, tiny_command)
+    line = refusal(capsys, tiny_command)
     assert "has 1 MiB left; the checkpoints and the bundle of this run need" in line
 
 

@@ -1,4 +1,4 @@
-"""A run ends well whatever happens to it: a kill at any step, a checkpoint amid an epoch, a loss that is NaN."""
+"""A run ends well whatever happens: a kill at any step, a checkpoint amid an epoch, a loss that is NaN."""
 
 import multiprocessing
 import re
