@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from longtail.normalisation import BiasRule
 from longtail.priors import PriorError, checked_source_prior
+from longtail.tau import TauRule
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -221,9 +223,35 @@ class Calibration(_Part):
     temperature: Literal["fitted", "unfitted"]
     images: Annotated[int, Field(ge=0)]
     classes: Annotated[int, Field(ge=0)]
-    tau_rule: Literal["class-mean-log-loss"] | None = None
+    tau_rule: TauRule | None = None
     tau_by_error: Annotated[float, Field(ge=0)] | None = None
     tau_at_edge: bool = False
+
+
+class Metrics(_Part):
+    """Errors at a few taus, on images the weights never saw."""
+
+    holdout: list[TauPoint] = []
+    test: list[TauPoint] = []
+
+
+class WeightNormalisation(_Part):
+    """Ranking by f_y / nu_y^tau (Menon et al., 2021, eq. 3), where the network ends in a linear layer.
+
+    `norms` are nu by class: the norm of its weights, or its source prior. `biases` are the layer's; `bias` says
+    whether they are divided with the rest of f, kept as they are, or dropped. `tau` and what it was chosen by
+    are this method's own.
+    """
+
+    nu: Literal["norm", "prior"]
+    norms: list[Annotated[float, Field(gt=0)]]
+    biases: list[float]
+    bias: BiasRule = "divide"
+    tau: Annotated[float, Field(ge=0, le=100)] | None
+    tau_rule: TauRule | None = None
+    tau_at_edge: bool = False
+    tau_curve: list[TauPoint] = []
+    metrics: Metrics = Metrics()
 
 
 class Loss(_Part):
@@ -245,13 +273,6 @@ class Dataset(_Part):
     test_images: Annotated[int, Field(ge=0)] | None = None
 
 
-class Metrics(_Part):
-    """Errors at a few taus, on images the weights never saw."""
-
-    holdout: list[TauPoint] = []
-    test: list[TauPoint] = []
-
-
 class Manifest(_Part):
     """`manifest.json`, format 1. `files` maps each file beside it to its sha256."""
 
@@ -264,6 +285,7 @@ class Manifest(_Part):
     temperature: Annotated[float, Field(gt=0)]
     tau: Annotated[float, Field(ge=0, le=100)] | None
     tau_curve: list[TauPoint] = []
+    weight_normalisation: WeightNormalisation | None = None
     groups: list[Group]
     input: Annotated[ImageInput | TensorInput, Field(discriminator="kind")]
     graph: Graph = Graph()
@@ -298,6 +320,9 @@ class Manifest(_Part):
         for field in ("source_prior", "logit_offset"):
             if len(getattr(self, field)) != n_classes:
                 raise ValueError(f"{field} has {len(getattr(self, field))} entries for {n_classes} classes")
+        normalised = self.weight_normalisation
+        if normalised is not None and not len(normalised.norms) == len(normalised.biases) == n_classes:
+            raise ValueError(f"weight_normalisation needs a norm and a bias for each of {n_classes} classes")
         try:
             checked_source_prior(self.source_prior)
         except PriorError as failure:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from training.augment import shrink
 from training.batches import Batches
 from training.exceptions import RunError
 from training.losses import Loss
@@ -66,7 +67,7 @@ def fit(
         for group in trainee.optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = trainee.network(inputs)
+            logits = trainee.network(shrink(inputs, recipe.side(batches.image_size, step, total_steps)))
         drawn = generator(seed, Stream.LOSS, step, device)
         value = loss.at(step / total_steps)(logits, labels, drawn)
         trainee.optimizer.zero_grad()

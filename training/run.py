@@ -160,7 +160,7 @@ def _batches(now: Checkpoint, split: Split, device: torch.device) -> Batches:
         torch.from_numpy(split.trained.labels).to(device),
         torch.tensor(now.mean, device=device),
         torch.tensor(now.std, device=device),
-        crop_padding=now.plan.recipe.crop_padding,
+        now.plan.recipe.augmentation,
     )
 
 
