@@ -80,7 +80,7 @@ def write_bundle(
     seen = np.bincount(cut.trained.labels, minlength=n_classes)
     loss = make_loss(plan.loss, seen, plan.tau, device, options=plan.loss_options, head=plan.head)
     network = make_network(plan.network, n_classes, loss.head)
-    network.load_state_dict(checkpoint.network)
+    network.load_state_dict(checkpoint.weights)
     size = dataset.train.images.shape[1]
     model = export_onnx(network, size)
     images = (dataset.test if len(dataset.test) else cut.trained).images

@@ -82,7 +82,7 @@ def make_loss(
     the loss does not take.
     """
     options = options or LossOptions()
-    check_loss(name, tau, options, head)
+    _check(name, tau, options, head)
     kind = LOSSES[name]
     counts = np.asarray(class_counts, dtype=np.float64)
     if not (counts > 0).all():
@@ -115,27 +115,6 @@ def make_loss(
         deferred=deferred,
         options=said,
     )
-
-
-def check_loss(name: str, tau: float | None, options: LossOptions, head: str | None = None) -> None:
-    """Raise RunError, before any data is read, for what `make_loss` would refuse whatever the counts are."""
-    kind = _kind(name)
-    given = _given(tau, options)
-    for key, value in given.items():
-        allowed, words = _RANGES[key]
-        if not (math.isfinite(value) and allowed(value)):
-            raise RunError(f"{_option(key)} must be {words}, not {value:g}")
-    if given.pop("label_smoothing", 0.0) and kind.form == "masked":
-        raise RunError(f"--label-smoothing does not go with --loss {name}: it gives dropped classes a share")
-    if options.deferred_reweighting:
-        given.pop("beta", None)
-    for key in given:
-        if key not in kind.takes:
-            raise RunError(f"{_option(key)} does not go with --loss {name}, but with {_takers(key)}")
-    if name == "equalised" and "rare_below" in given and "gamma" not in given:
-        raise RunError("--rare-below needs --gamma with --loss equalised: F(p) = p has no threshold")
-    if kind.head == "cosine" and head not in (None, "cosine"):
-        raise RunError(f"--head {head} does not go with --loss {name}: its margin is on cosines")
 
 
 def default_tau(name: str) -> float | None:
@@ -271,6 +250,27 @@ def _function(kind: _Kind, chosen: Margins, label_smoothing: float, device: torc
         )
 
     return shifted
+
+
+def _check(name: str, tau: float | None, options: LossOptions, head: str | None) -> None:
+    """Raise RunError for an unknown loss, and for options out of range or that it does not take."""
+    kind = _kind(name)
+    given = _given(tau, options)
+    for key, value in given.items():
+        allowed, words = _RANGES[key]
+        if not (math.isfinite(value) and allowed(value)):
+            raise RunError(f"{_option(key)} must be {words}, not {value:g}")
+    if given.pop("label_smoothing", 0.0) and kind.form == "masked":
+        raise RunError(f"--label-smoothing does not go with --loss {name}: it gives dropped classes a share")
+    if options.deferred_reweighting:
+        given.pop("beta", None)
+    for key in given:
+        if key not in kind.takes:
+            raise RunError(f"{_option(key)} does not go with --loss {name}, but with {_takers(key)}")
+    if name == "equalised" and "rare_below" in given and "gamma" not in given:
+        raise RunError("--rare-below needs --gamma with --loss equalised: F(p) = p has no threshold")
+    if kind.head == "cosine" and head not in (None, "cosine"):
+        raise RunError(f"--head {head} does not go with --loss {name}: its margin is on cosines")
 
 
 def _given(tau: float | None, options: LossOptions) -> dict[str, float]:
