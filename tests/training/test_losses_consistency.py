@@ -100,7 +100,7 @@ def test_for_any_weights_and_any_d_the_minimiser_plus_its_offset_is_the_true_pos
     log_d = rng.normal(0, 1.5, 4)
     margins = Margins(weights=rng.uniform(0.1, 5, 4), others=log_d, own=log_d, drop_rate=np.zeros(4))
     joint = random_table(seed)
-    assert margins.consistent
+    assert margins.offset_is_exact
     check_calibrated(margins, joint)
     f = minimise(lambda f: expected_loss(margins, joint, f), *joint.shape)
     raw_prior = joint.sum(0) * margins.weights / np.exp(log_d)
