@@ -71,12 +71,7 @@ def register(connection: Connection, model: ModelVersion, loaded: datetime) -> i
     )
     connection.execute(
         statement.on_conflict_do_update(
-            index_elements=["name", "version"],
-            set_={
-                "loaded": statement.excluded.loaded,
-                # Where an older Tare, which did not know it, kept the version first.
-                "weight_normalisation": statement.excluded.weight_normalisation,
-            },
+            index_elements=["name", "version"], set_={"loaded": statement.excluded.loaded}
         )
     )
     return connection.execute(_row_id(model.name, model.version)).scalar_one()
