@@ -5,7 +5,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
-from bundle.manifest import Group, ImageInput, Metrics, TauPoint, WeightNormalisation
+from bundle.manifest import (
+    Group,
+    ImageInput,
+    Metrics,
+    TauPoint,
+    TensorInput,
+    WeightNormalisation,
+)
 from service.api.answers import Json
 from service.api.parts import PartsDep
 from service.core.models import LoadedModel
@@ -53,7 +60,7 @@ class ModelDetail(ModelEntry):
     tau_curve: list[TauPoint]
     weight_normalisation: WeightNormalisation | None
     groups: list[Group]
-    input: ImageInput
+    input: ImageInput | TensorInput
     metrics: Metrics
 
 
