@@ -20,7 +20,7 @@ class Augmentation:
 def augment(
     images: Tensor, settings: Augmentation, mean: Tensor, std: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Return uint8 images (B, S, S, 3) changed at random and normalised, (B, 3, S, S): a batch to train on."""
+    """Return uint8 images (B, S, S, 3) changed at random and normalised, (B, 3, S, S): a training batch."""
     side = images.shape[1]
     pixels = crop_and_flip(images, math.ceil(settings.crop_padding * side), generator)
     if settings.distortion:

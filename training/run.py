@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from training import checkpoint as checkpoints
+from training.augment import Augmentation
 from training.batches import Batches, MemoryBatches, steps_per_epoch
 from training.checkpoint import Checkpoint, Machine, Plan
 from training.course import Course
@@ -210,7 +211,7 @@ def _batches(now: Checkpoint, split: Split, device: torch.device) -> Batches:
         torch.from_numpy(split.trained.labels).to(device),
         torch.tensor(now.mean, device=device),
         torch.tensor(now.std, device=device),
-        crop_padding=now.plan.recipe.crop_padding,
+        augmentation=Augmentation(now.plan.recipe.crop_padding),
     )
 
 

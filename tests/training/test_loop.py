@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from training.augment import Augmentation
 from training.batches import MemoryBatches, Share, steps_per_epoch
 from training.loop import (
     choose_device,
@@ -31,7 +32,9 @@ def tiny_data(device=CPU, labels_are_positions=False) -> MemoryBatches:
     if labels_are_positions:
         labels = torch.arange(60)
     mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
-    return MemoryBatches(*(part.to(device) for part in (images, labels, mean, std)), crop_padding=1 / 8)
+    return MemoryBatches(
+        *(part.to(device) for part in (images, labels, mean, std)), augmentation=Augmentation()
+    )
 
 
 def trainee():
