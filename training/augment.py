@@ -20,7 +20,7 @@ class Augmentation:
 def augment(
     images: Tensor, settings: Augmentation, mean: Tensor, std: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Return uint8 images (B, S, S, 3) changed at random and normalised, (B, 3, S, S): a training batch."""
+    """Return uint8 images (B, S, S, 3) changed at random and normalised, (B, 3, S, S), ready to train on."""
     side = images.shape[1]
     pixels = crop_and_flip(images, math.ceil(settings.crop_padding * side), generator)
     if settings.distortion:
@@ -88,7 +88,7 @@ def apply(images: Tensor, operation: Tensor, magnitude: Tensor, sign: Tensor) ->
     images = _move(images, operation, sign * magnitude)
     levels = _levels(images, operation, magnitude, sign)
     flat = images.flatten(1, 2).long().transpose(1, 2)
-    images = levels.gather(2, flat).transpose(1, 2).reshape(images.shape)
+    images = levels.gather(2, flat).transpose(1, 2).contiguous().reshape(images.shape)
     return _blend(images, operation, 1 + 0.99 * sign * magnitude)
 
 
@@ -105,7 +105,7 @@ def erase(inputs: Tensor, side: int, generator: torch.Generator) -> Tensor:
         return (place >= start) & (place < start + side)
 
     hidden = span(height)[:, :, None] & span(width)[:, None, :]
-    return inputs.masked_fill(hidden[:, None], 0)
+    return inputs.clone().masked_fill_(hidden[:, None], 0)  # the copy keeps the memory format
 
 
 def shrink(inputs: Tensor, side: int) -> Tensor:
@@ -180,8 +180,8 @@ def _blend(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
     kernel = torch.full((3, 1, 3, 3), 1 / 13, device=images.device)
     kernel[:, :, 1, 1] = 5 / 13
     blurred = values.clone()
-    inner = functional.conv2d(values.permute(0, 3, 1, 2), kernel, groups=3).permute(0, 2, 3, 1)
-    blurred[:, 1:-1, 1:-1] = inner
+    inner = functional.conv2d(values.permute(0, 3, 1, 2), kernel, groups=3)
+    blurred[:, 1:-1, 1:-1] = inner.permute(0, 2, 3, 1)
     chosen = operation[:, None, None, None]
     dull = torch.where(chosen == OPERATIONS.index("color"), _grey(images)[..., None], values)
     dull = torch.where(chosen == OPERATIONS.index("sharpness"), blurred, dull)

@@ -75,11 +75,17 @@ class Checkpoint:
     optimizer: dict[str, Any]
     history: list[dict[str, float]] = field(default_factory=list)
     epoch_losses: list[float] = field(default_factory=list)  # of the steps since the last whole epoch
+    average: dict[str, Any] | None = None  # the mean of the network over its steps, where the recipe keeps it
 
     @property
     def finished(self) -> bool:
         """Whether the last step has been taken."""
         return self.step >= self.total_steps
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """What the run is for: the mean of the network where there is one, else the network as it stands."""
+        return self.network if self.average is None else self.average
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
@@ -160,5 +166,6 @@ _PLAIN = (
     "optimizer",
     "history",
     "epoch_losses",
+    "average",
 )
-_ADDED = {"epoch_losses"}  # not in files of earlier releases
+_ADDED = {"epoch_losses", "average"}  # not in files of earlier releases

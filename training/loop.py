@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.augment import shrink
+from training.averaging import Average
 from training.batches import Batches
 from training.exceptions import RunError
 from training.losses import Loss
@@ -22,10 +24,11 @@ from training.streams import Stream, number
 
 @dataclass
 class Trainee:
-    """What training changes: weights, momentum, and the number of steps taken."""
+    """What training changes: weights, momentum, the mean of the weights, and the number of steps taken."""
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
+    average: Average | None = None  # None where the recipe keeps the last weights
     step: int = 0
 
 
@@ -42,7 +45,8 @@ class StepRecord:
 def new_trainee(network: nn.Module, recipe: Recipe, device: torch.device) -> Trainee:
     """Return the network on its device, in channels_last memory, with the recipe's optimiser."""
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Trainee(network, _optimizer(network, recipe))
+    average = Average(network, recipe.averaging) if recipe.averaging else None
+    return Trainee(network, _optimizer(network, recipe), average)
 
 
 def fit(
@@ -72,12 +76,14 @@ def fit(
     for step, (inputs, labels) in enumerate(stream, trainee.step):
         rate = recipe.rate(step, total_steps)
         value = step_taker.take(
-            inputs,
+            shrink(inputs, recipe.side(batches.image_size, step, total_steps)),
             labels,
             loss.at(step / total_steps),
             rate=rate,
             draw=number(seed, Stream.LOSS, step),
         )
+        if trainee.average is not None:
+            trainee.average.follow(step)
         trainee.step = step + 1
         yield StepRecord(step + 1, value, rate, len(labels) * ranks.size)
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from training.augment import Augmentation
 from training.exceptions import RunError
 
 OptimizerName = Literal["sgd", "adam"]
@@ -29,6 +30,21 @@ class Recipe:
     nesterov: bool = True
     crop_padding: float = 1 / 8  # of the image's side: 4 pixels at 32
     optimizer: OptimizerName = "sgd"  # Adam has betas of 0.9 and 0.999 and knows no momentum or nesterov
+    distortion: float = 0.0  # strength of TrivialAugment's operations, 1 for its wide space; 0 without
+    cutout: float = 0.0  # side of the square hidden in each image, as a share of the image's; 0 without
+    small_side: float = 1.0  # the side that images are shrunk to at first, as a share: cheaper steps
+    small_until: float = 0.0  # share of the steps that see images so
+    averaging: float = 0.0  # share of the mean of the weights so far in the next; 0 keeps the last weights
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What happens to each image on its way to the network."""
+        return Augmentation(self.crop_padding, self.distortion, self.cutout)
+
+    def side(self, image_size: int, step: int, total_steps: int) -> int:
+        """Return the side in pixels that images of `image_size` have at the given step."""
+        small = step < round(self.small_until * total_steps)
+        return max(1, round(self.small_side * image_size)) if small else image_size
 
     def rate(self, step: int, total_steps: int) -> float:
         """Return the learning rate of the given step, counted from 0."""

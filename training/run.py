@@ -122,10 +122,10 @@ def check_shares(recipe: Recipe, n_images: int, ranks: Ranks) -> None:
 
 
 def check_room(network: str, n_classes: int, folders: Iterable[Path]) -> None:
-    """Refuse a run whose checkpoints (weights and momentum, old and new at once) or bundle will not fit."""
+    """Refuse a run whose checkpoints (weights, mean and momentum, old and new) or bundle will not fit."""
     with torch.device("meta"):
         n_weights = count_weights(make_network(network, n_classes))
-    needed = n_weights * 4 * 6 + 20 * 2**20
+    needed = n_weights * 4 * 8 + 20 * 2**20
     for folder in folders:
         existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -202,6 +202,7 @@ def _starting_point(
         seconds=0.0,
         network={name: tensor.cpu() for name, tensor in trainee.network.state_dict().items()},
         optimizer=trainee.optimizer.state_dict(),
+        average=None if trainee.average is None else trainee.average.state,
     )
 
 
@@ -211,7 +212,7 @@ def _batches(now: Checkpoint, split: Split, device: torch.device) -> Batches:
         torch.from_numpy(split.trained.labels).to(device),
         torch.tensor(now.mean, device=device),
         torch.tensor(now.std, device=device),
-        augmentation=Augmentation(now.plan.recipe.crop_padding),
+        augmentation=now.plan.recipe.augmentation,
     )
 
 
@@ -251,6 +252,8 @@ def _resumed(fresh: Checkpoint, path: Path, progress: Progress) -> Checkpoint:
 
 def _restore(trainee: Trainee, saved: Checkpoint) -> None:
     trainee.network.load_state_dict(saved.network)
+    if trainee.average is not None and saved.average is not None:
+        trainee.average.load(saved.average)
     load_optimizer(trainee, saved.optimizer)
     trainee.step = saved.step
 
@@ -266,6 +269,7 @@ def _at(before: Checkpoint, trainee: Trainee, course: Course, history: list[dict
         seconds=course.seconds,
         network=network,
         optimizer=trainee.optimizer.state_dict(),
+        average=None if trainee.average is None else trainee.average.state,
         history=[*history],
         epoch_losses=course.epoch_losses,
     )

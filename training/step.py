@@ -38,7 +38,7 @@ class Step:
         self._draws = torch.Generator(device)
         # With several ranks the gradients travel while the backward pass runs, which is not recorded.
         self._records = record and device.type == "cuda" and ranks.size == 1
-        self._recorded: LossFunction | None = None
+        self._recorded: tuple[LossFunction, torch.Size] | None = None
         self._steps_with_it = 0
 
     def take(
@@ -64,8 +64,8 @@ class Step:
         return loss.detach()
 
     def _replay(self, inputs: Tensor, labels: Tensor, function: LossFunction) -> Tensor:
-        if function is not self._recorded:  # the first step, and where deferred re-weighting begins
-            self._recorded, self._steps_with_it = function, 0
+        if (function, inputs.shape) != self._recorded:  # at first, and where loss or side change
+            self._recorded, self._steps_with_it = (function, inputs.shape), 0
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._steps_with_it += 1
         if self._steps_with_it <= _STEPS_BEFORE_RECORDING:

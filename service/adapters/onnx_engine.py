@@ -13,7 +13,7 @@ import io
 import logging
 import os
 import re
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
@@ -117,7 +117,7 @@ class OnnxEngine:
 
     def run(
         self,
-        pixels: NDArray[np.uint8],
+        pixels: NDArray[Any],
         offsets: NDArray[np.float64],
         rows: NDArray[np.int64],
         top_k: int,
@@ -129,7 +129,7 @@ class OnnxEngine:
             raise EngineError(f"the network failed: {_reason(failure)}") from failure
 
     def _run(
-        self, pixels: NDArray[np.uint8], offsets: NDArray[np.float64], rows: NDArray[np.int64], top_k: int
+        self, pixels: NDArray[Any], offsets: NDArray[np.float64], rows: NDArray[np.int64], top_k: int
     ) -> EngineOutput:
         graph, names = self._graph, self._graph.inputs
         images = len(pixels)
@@ -175,21 +175,23 @@ class OnnxEngine:
         )
 
     def _padded(
-        self, pixels: NDArray[np.uint8], rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        self, pixels: NDArray[Any], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Fill a batch up to a size that was warmed up, where the provider tunes itself to each size."""
         if self._provider == "cpu":
             return pixels, rows
         missing = next((size for size in self._sizes if size >= len(pixels)), len(pixels)) - len(pixels)
         if not missing:
             return pixels, rows
-        blank = np.zeros((missing, *pixels.shape[1:]), dtype=np.uint8)
-        return np.concatenate([pixels, blank]), np.concatenate([rows, np.zeros(missing, dtype=np.int64)])
+        return np.concatenate([pixels, np.repeat(pixels[:1], missing, axis=0)]), np.concatenate(
+            [rows, np.zeros(missing, dtype=np.int64)]
+        )
 
     def _warm_up(self, size: int) -> None:
-        noise = np.random.default_rng(0).integers(0, 256, (size, *self._graph.image_shape), dtype=np.uint8)
         offsets = np.zeros((1, self._graph.n_classes))
-        self._run(noise, offsets, np.zeros(size, dtype=np.int64), self._graph.n_classes)
+        self._run(
+            self._graph.input.noise(size), offsets, np.zeros(size, dtype=np.int64), self._graph.n_classes
+        )
 
 
 def build(graph: ServingGraph, choice: Choice, *, largest_batch: int, threads: int = 1) -> OnnxEngine:

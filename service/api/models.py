@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
-from bundle.manifest import Group, ImageInput, Metrics, TauPoint
+from bundle.manifest import Group, ImageInput, Metrics, TauPoint, TensorInput
 from service.api.answers import Json
 from service.api.parts import PartsDep
 from service.core.models import LoadedModel
@@ -50,7 +50,7 @@ class ModelDetail(ModelEntry):
     tau: float | None
     tau_curve: list[TauPoint]
     groups: list[Group]
-    input: ImageInput
+    input: ImageInput | TensorInput
     metrics: Metrics
 
 

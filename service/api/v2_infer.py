@@ -12,6 +12,7 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
+from bundle.manifest import TensorInput
 from service.api import v2_tensors
 from service.api.bodies import RequestModel, parse
 from service.api.parameters import Name
@@ -21,13 +22,13 @@ from service.core.predict import LARGEST_TAU
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from bundle.manifest import Manifest
+    from bundle.manifest import ImageInput, Manifest
     from service.core.models import LoadedModel
     from service.core.records import Adjustment, Prediction
 
 MAX_ROWS: Final = 64
 
-Row = NDArray[np.uint8]
+Row = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,9 @@ class InferIn(RequestModel):
 def inputs_of(manifest: Manifest) -> list[TensorSpec]:
     """Return the inputs that a model takes, one of them a request."""
     spec = manifest.input
-    return [
-        TensorSpec("image", "BYTES", (-1,)),
-        TensorSpec("pixels", "UINT8", (-1, spec.height, spec.width, spec.channels)),
-    ]
+    if isinstance(spec, TensorInput):
+        return [TensorSpec(manifest.graph.input, spec.datatype, (-1, *spec.row_shape))]
+    return [TensorSpec("image", "BYTES", (-1,)), TensorSpec("pixels", "UINT8", (-1, *spec.row_shape))]
 
 
 def outputs_of(n_classes: int, *, recorded: bool) -> list[TensorSpec]:
@@ -136,7 +136,7 @@ def read(body: bytes, json_bytes: int | None, loaded: LoadedModel) -> tuple[Infe
         raise Invalid("invalid-tensor", "inputs: send one tensor, with a row for each input.", field="inputs")
     given = asked.inputs[0]
     _check(given, inputs_of(loaded.manifest))
-    return asked, list(_values(given, memoryview(body)[head:]))
+    return asked, list(_values(given, memoryview(body)[head:], loaded.manifest.input))
 
 
 def wanted(asked: InferIn, given: Sequence[TensorSpec]) -> list[tuple[TensorSpec, bool]]:
@@ -211,7 +211,7 @@ def _check(given: InputIn, taken: Sequence[TensorSpec]) -> None:
         )
 
 
-def _values(given: InputIn, binary: memoryview) -> NDArray[Any]:
+def _values(given: InputIn, binary: memoryview, spec: ImageInput | TensorInput) -> NDArray[Any]:
     """Return the tensor, with its rows along the first axis; `binary` is what follows the JSON."""
     size, in_base64 = given.parameters.binary_data_size, given.parameters.content_type == "base64"
     if (size is None) == (given.data is None):
@@ -228,6 +228,8 @@ def _values(given: InputIn, binary: memoryview) -> NDArray[Any]:
     else:
         values = v2_tensors.from_json(given.name, given.datatype, given.shape, given.data)
     if given.datatype != "BYTES":
+        if isinstance(spec, TensorInput):
+            _check_values(given, values, spec)
         return values
     values = values.reshape(-1)
     if given.data is not None:
@@ -235,6 +237,18 @@ def _values(given: InputIn, binary: memoryview) -> NDArray[Any]:
             _refuse(given, "a file is no text; send it as binary data, or with content_type base64")
         values[:] = [_from_base64(given, text) for text in values]
     return values
+
+
+def _check_values(given: InputIn, values: NDArray[Any], spec: TensorInput) -> None:
+    """Refuse numbers that are not finite, or beyond what the manifest says the network takes."""
+    low = -np.inf if spec.low is None else spec.low
+    high = np.inf if spec.high is None else spec.high
+    taken = np.isfinite(values) & (values >= low) & (values <= high)
+    bad = np.flatnonzero(~taken.reshape(len(values), -1).all(axis=1))
+    if bad.size:
+        unbounded = spec.low is None and spec.high is None
+        wanted = "finite" if unbounded else f"finite and between {low:g} and {high:g}"
+        _refuse(given, f"in row {bad[0]}, counted from 0, a number is not {wanted}")
 
 
 def _from_base64(given: InputIn, text: bytes) -> bytes:

@@ -37,9 +37,9 @@ class QueuedImage:
 
 @dataclass(frozen=True, eq=False)
 class ReadyImage:
-    """A decoded image: pixels uint8 (H, W, C)."""
+    """A decoded image: pixels uint8 (H, W, C), or a row of what else the engine takes."""
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     adjustment: Adjustment
     top_k: int
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -51,14 +51,15 @@ class Engine(Protocol):
 
     def run(
         self,
-        pixels: NDArray[np.uint8],
+        pixels: NDArray[Any],
         offsets: NDArray[np.float64],
         rows: NDArray[np.int64],
         top_k: int,
     ) -> EngineOutput:
-        """Answer a batch: pixels (B, H, W, C); image i is ranked by f + offsets[rows[i]], offsets (R, L).
+        """Answer a batch: pixels uint8 (B, H, W, C), or rows of another kind.
 
-        K is `top_k` cut to L. Blocks the calling thread. Raises EngineError where the engine itself fails.
+        Row i is ranked by f + offsets[rows[i]], offsets (R, L). K is `top_k` cut to L. Blocks the calling
+        thread. Raises EngineError where the engine itself fails.
         """
 
 
