@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from training import checkpoint as checkpoints
-from training.augment import Augmentation
 from training.batches import Batches, MemoryBatches, steps_per_epoch
 from training.checkpoint import Checkpoint, Machine, Plan
 from training.course import Course
