@@ -44,7 +44,7 @@ class MemoryBatches:
     """Batches gathered and augmented on the device that holds all images: uint8 (N, H, W, 3), labels (N,)."""
 
     def __init__(
-        self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor, augmentation: Augmentation
+        self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor, *, augmentation: Augmentation
     ) -> None:
         """Take everything on one device; mean and std are (3,)."""
         self.n_images = len(images)
@@ -63,8 +63,11 @@ class MemoryBatches:
         for step, chosen in enumerate(positions, start):
             draws = generator(seed, Stream.AUGMENTATION, step, self.device)
             inputs = augment(self._images[chosen], self._augmentation, self._mean, self._std, draws)
-            mine = slice(share.rank, None, share.ranks)
-            yield inputs[mine].contiguous(memory_format=torch.channels_last), self._labels[chosen][mine]
+            labels = self._labels[chosen]
+            if share.ranks > 1:
+                inputs = inputs[share.rank :: share.ranks].contiguous(memory_format=torch.channels_last)
+                labels = labels[share.rank :: share.ranks]
+            yield inputs, labels
 
 
 def chosen_images(

@@ -26,7 +26,7 @@ from longtail.priors import prior_from_counts
 from longtail.tau import GRID
 from training import checkpoint as checkpoints
 from training.augment import normalise
-from training.calibrate import calibrate, errors_at, groups_of, offset_of
+from training.calibrate import calibrate, errors_at, groups_of, offset_of, prior_weights
 from training.card import CARD, model_card
 from training.checkpoint import Checkpoint, Plan
 from training.data import Dataset, Split, split
@@ -80,7 +80,7 @@ def write_bundle(
     seen = np.bincount(cut.trained.labels, minlength=n_classes)
     loss = make_loss(plan.loss, seen, plan.tau, device, options=plan.loss_options, head=plan.head)
     network = make_network(plan.network, n_classes, loss.head)
-    network.load_state_dict(checkpoint.network)
+    network.load_state_dict(checkpoint.weights)
     size = dataset.train.images.shape[1]
     model = export_onnx(network, size)
     images = (dataset.test if len(dataset.test) else cut.trained).images
@@ -93,7 +93,11 @@ def write_bundle(
         evaluate(network, part.images, mean=checkpoint.mean, std=checkpoint.std, device=device)
         for part in (cut.holdout, dataset.test)
     )
-    offset, offset_origin = offset_of(loss.logit_offset, loss.offset_status, held, cut.holdout.labels)
+    # Held-out images cut from the training set have its mix; a data set's own may be balanced.
+    weights = None if dataset.holdout is None else prior_weights(cut.holdout.labels, source_prior)
+    offset, offset_origin = offset_of(
+        loss.logit_offset, loss.offset_status, held, cut.holdout.labels, weights
+    )
     fitted = calibrate(
         held,
         cut.holdout.labels,
@@ -101,6 +105,7 @@ def write_bundle(
         source_prior=source_prior,
         groups=groups,
         offset_origin=offset_origin,
+        weights=weights,
     )
     test_curve = errors_at(
         GRID,

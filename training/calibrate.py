@@ -92,6 +92,17 @@ def offset_of(
     return (fit.logit_offset, "fitted") if fit.converged else (logit_offset, "assumed")
 
 
+def prior_weights(
+    labels: npt.NDArray[np.integer], source_prior: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return what each held-out image (n,) weighs for their labels to come in the training set's mix.
+
+    Labelled images set aside by hand are often balanced, and logits are calibrated to the source prior only.
+    """
+    seen = np.bincount(labels, minlength=len(source_prior))
+    return np.asarray((source_prior * len(labels) / np.maximum(seen, 1))[labels])
+
+
 def errors_at(
     taus: Sequence[float],
     logits: npt.NDArray[np.floating],

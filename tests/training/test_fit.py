@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tiny_comma
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_weights_of_one_that_was_left_alone(tiny_command, tmp_path):
-    long = in_folder(tiny_command, tmp_path / "killed", epochs="40")
+    long = in_folder(tiny_command, tmp_path / "killed", epochs="40", checkpoint_every="0")
     process = start(long)
     run = tmp_path / "killed" / "runs" / "tiny"
     wait_for_epoch(run, process, 5)
@@ -109,7 +109,7 @@ def test_a_killed_run_resumes_to_the_weights_of_one_that_was_left_alone(tiny_com
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_a_checkpoint_that_resumes_exactly(tiny_command, tmp_path, number):
-    long = in_folder(tiny_command, tmp_path / "stopped", epochs="40")
+    long = in_folder(tiny_command, tmp_path / "stopped", epochs="40", checkpoint_every="0")
     process = start(long)
     run = tmp_path / "stopped" / "runs" / "tiny"
     wait_for_epoch(run, process, 1)
@@ -218,6 +218,21 @@ def test_bad_input_is_one_line_code_2_and_nothing_on_disk(tiny_command, tmp_path
     assert not list(folder.glob("runs/*/checkpoint.pt"))
 
 
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"tau": "1"}, "--tau"),
+        ({"loss": "logit-adjusted", "tau": "-1"}, "--tau"),
+        ({"loss": "class-balanced", "beta": "1"}, "--beta"),
+        ({"checkpoint_every": "-1"}, "--checkpoint-every: must be a number of seconds"),
+        ({"checkpoint_every": "nan"}, "--checkpoint-every: must be a number of seconds"),
+        ({"optimizer": "lbfgs"}, "choose from"),
+    ],
+)
+def test_options_are_refused_before_the_images_are_read(tiny_command, capsys, changed, reason):
+    assert reason in refusal(capsys, in_folder(tiny_command, Path("/nowhere"), **changed))
+
+
 def refusal_last_line(capsys, command) -> str:
     """As `refusal`, where a line about the data may come before."""
     try:
@@ -231,10 +246,10 @@ def refusal_last_line(capsys, command) -> str:
     return err.splitlines()[-1]
 
 
-def test_a_disk_that_is_too_small_is_refused_before_training(tiny_command, monkeypatch, capsys):
+def test_a_disk_that_is_too_small_is_refused_before_the_images_are_read(tiny_command, monkeypatch, capsys):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**6, 10**6))
-    line = refusal_last_line(capsys, tiny_command)
+    line = refusal(capsys, tiny_command)
     assert "has 1 MiB left; the checkpoints and the bundle of this run need" in line
 
 

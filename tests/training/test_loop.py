@@ -11,13 +11,13 @@ from training.batches import MemoryBatches, Share, steps_per_epoch
 from training.loop import (
     choose_device,
     fit,
-    has_bf16,
     new_trainee,
     seed_weights,
 )
 from training.losses import make_loss
 from training.networks import make_network
 from training.recipes import COSINE
+from training.step import has_bf16
 
 CPU = torch.device("cpu")
 PLAIN = Augmentation()
@@ -34,7 +34,9 @@ def tiny_data(device=CPU, labels_are_positions=False, augmentation=PLAIN) -> Mem
     if labels_are_positions:
         labels = torch.arange(60)
     mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
-    return MemoryBatches(*(part.to(device) for part in (images, labels, mean, std)), augmentation)
+    return MemoryBatches(
+        *(part.to(device) for part in (images, labels, mean, std)), augmentation=augmentation
+    )
 
 
 def trainee():

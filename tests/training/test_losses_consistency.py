@@ -11,7 +11,9 @@ import torch
 from scipy.stats import multivariate_normal
 
 from longtail.adjustment import scores
+from longtail.calibration import fit_temperature
 from longtail.priors import uniform_prior
+from training.calibrate import offset_of
 from training.losses import LossOptions, default_tau, make_loss
 from training.margins import Margins, logit_adjusted, reweighted
 
@@ -176,15 +178,16 @@ def target_priors():
         yield f"backward {ratio}", forward[::-1] / forward.sum()
 
 
-def gaussian_sample():
-    rng = np.random.default_rng(0)
-    labels = rng.choice(5, N, p=PRIOR)
-    inputs = CENTRES[labels] + rng.normal(size=(N, 2))
-    return torch.tensor(np.c_[inputs, np.ones(N)]), torch.tensor(labels)
+def gaussian_sample(n=N, seed=0):
+    """Inputs (n, 3), the last a constant, and labels (n,)."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(5, n, p=PRIOR)
+    inputs = CENTRES[labels] + rng.normal(size=(n, 2))
+    return torch.tensor(np.c_[inputs, np.ones(n)]), torch.tensor(labels)
 
 
-def fitted_logits(loss, inputs, labels):
-    """The logits on the grid of the affine softmax with the least mean loss on the sample.
+def fitted_weights(loss, inputs, labels):
+    """The affine softmax (3, 5) of least mean loss on the sample.
 
     A mask is drawn once for each sample: the generator starts anew at each evaluation.
     """
@@ -193,15 +196,18 @@ def fitted_logits(loss, inputs, labels):
     def risk(weights):
         return function(inputs @ weights, labels, torch.Generator().manual_seed(1))
 
-    weights = minimise(risk, 3, 5).numpy()
+    return minimise(risk, 3, 5).numpy()
+
+
+def on_grid(weights):
     return np.c_[GRID, np.ones(len(GRID))] @ weights
 
 
-def excess_risk(logits, offset, prior, target):
+def excess_risk(logits, offset, prior, target, tau=1.0):
     """Points of error above Bayes' rule for the target prior, integrated over the plane; (excess, Bayes)."""
     mass = DENSITIES * target
     mass = mass / mass.sum()
-    decided = scores(logits, offset, prior, target, tau=1.0).argmax(1)
+    decided = scores(logits, offset, prior, target, tau).argmax(1)
     best, ours = mass.max(1).sum(), mass[np.arange(len(GRID)), decided].sum()
     return 100 * (best - ours), 100 * (1 - best)
 
@@ -215,7 +221,7 @@ def test_on_gaussians_every_consistent_method_serves_eleven_targets_within_a_fif
     worst = {}
     for title, method in CONSISTENT.items():
         loss = made(*method, counts)
-        logits = fitted_logits(loss, inputs, labels)
+        logits = on_grid(fitted_weights(loss, inputs, labels))
         excess = {
             target: excess_risk(logits, loss.logit_offset, prior, q)[0] for target, q in target_priors()
         }
@@ -225,5 +231,29 @@ def test_on_gaussians_every_consistent_method_serves_eleven_targets_within_a_fif
         if method[0] == "logit-adjusted" and loss.logit_offset.any():
             twice = excess_risk(logits, np.zeros(5), prior, uniform_prior(5))[0]
             print(f"{'  the same, offset left out':32} {twice:.3f}")
-            assert twice > 1 or method[1]["tau"] == 0
+            assert twice > 1
     assert max(worst.values()) < 0.2, worst
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adaptive", "equalised", "logit-adjusted-adaptive"])
+def test_on_gaussians_a_fitted_offset_and_temperature_serve_within_half_a_point_of_bayes(name):
+    """No offset of these losses is exact; 10,000 held-out draws, 70 of the rarest class, bring them near."""
+    inputs, labels = gaussian_sample(30_000)
+    counts = np.bincount(labels.numpy(), minlength=5)
+    prior = counts / len(labels)
+    loss = made(name, {}, counts)
+    weights = fitted_weights(loss, inputs, labels)
+    held_inputs, held_labels = gaussian_sample(10_000, seed=1)
+    held = held_inputs.numpy() @ weights
+    offset, origin = offset_of(loss.logit_offset, loss.offset_status, held, held_labels.numpy())
+    assert origin == "fitted"
+    start, fitted = (
+        np.mean([excess_risk(on_grid(weights), b, prior, q, tau)[0] for _, q in target_priors()])
+        for b in (loss.logit_offset, offset)
+        for tau in (fit_temperature(held + b, held_labels.numpy()).temperature,)  # tau = T is Bayes' rule
+    )
+    print(f"\n{name}: mean excess over Bayes at eleven targets {start:.2f} at the start, {fitted:.2f} fitted")
+    assert fitted < 0.5
+    if name == "equalised":
+        assert start > 1
