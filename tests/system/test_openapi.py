@@ -1,4 +1,4 @@
-"""Whatever the OpenAPI document allows and forbids, sent to a process: nothing but what it says comes back."""
+"""Whatever the OpenAPI document allows, and forbids, sent to a process: only what it says comes back."""
 
 import subprocess
 import sys
