@@ -9,7 +9,7 @@ from enum import Enum
 from functools import partial
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Header, Path, Request
+from fastapi import APIRouter, Depends, Header, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
@@ -108,16 +108,12 @@ class IndexEntryOut(BaseModel):
     reason: str
 
 
-async def _named(name: Annotated[str, Path(max_length=64)], request: Request, parts: PartsDep) -> None:
+# No limits on path parameters here: what breaks one is no model's name, and so a 404.
+async def _named(name: str, request: Request, parts: PartsDep) -> None:
     request.state.model = parts.models.get(name)
 
 
-async def _named_version(
-    name: Annotated[str, Path(max_length=64)],
-    version: Annotated[str, Path(max_length=64)],
-    request: Request,
-    parts: PartsDep,
-) -> None:
+async def _named_version(name: str, version: str, request: Request, parts: PartsDep) -> None:
     loaded = parts.models.get(name)
     if version != loaded.version.version:
         raise NotFound(
