@@ -34,7 +34,7 @@ class Recipe:
     cutout: float = 0.0  # side of the square hidden in each image, as a share of the image's; 0 without
     small_side: float = 1.0  # the side that images are shrunk to at first, as a share: cheaper steps
     small_until: float = 0.0  # share of the steps that see images so
-    averaging: float = 0.0  # share of the mean of the weights so far in the next; 0 keeps the last weights
+    averaging: float = 0.0  # what a step leaves of the running mean of the weights; 0 keeps the last weights
 
     @property
     def augmentation(self) -> Augmentation:
