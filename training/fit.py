@@ -18,6 +18,7 @@ from training.exceptions import RunError, TrainingError
 from training.loop import choose_device
 from training.losses import LOSSES, LossOptions, default_tau, make_loss
 from training.networks import HEADS, NETWORKS, default_image_size
+from training.post_hoc import add_options, choices_of
 from training.progress import Progress
 from training.ranks import Ranks, joined
 from training.recipes import COSINE, OPTIMIZERS, RECIPES, with_optimizer
@@ -76,7 +77,8 @@ def _fit(options: argparse.Namespace, progress: Progress, ranks: Ranks) -> int:
         return 130
     if not ranks.leads:
         return 0
-    bundle = write_bundle(result, dataset, cut, out, device, force=options.force)
+    choices = choices_of(options)
+    bundle = write_bundle(result, dataset, cut, out, device, choices=choices, force=options.force)
     print(f"{out} version {bundle.version}")
     return 0
 
@@ -154,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="time between checkpoints, 0 for one a step (default %(default)g)",
     )
+    add_options(parser)
     add("--resume", action="store_true", help="go on from the checkpoint in the run folder")
     add("--force", action="store_true", help="replace an existing run and bundle")
     add("--runs", type=Path, default=Path("runs"), help="where checkpoints and logs go (default runs/)")
