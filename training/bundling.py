@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from bundle import files
@@ -26,17 +25,17 @@ from longtail.priors import prior_from_counts
 from longtail.tau import GRID
 from training import checkpoint as checkpoints
 from training.augment import normalise
-from training.calibrate import calibrate, errors_at, groups_of
+from training.calibrate import calibrate, errors_at, groups_of, weights_for
 from training.card import CARD, model_card
 from training.checkpoint import Checkpoint, Plan
-from training.data import Dataset, Split, split
+from training.data import Dataset, Part, Split, split
 from training.evaluate import evaluate
 from training.exceptions import BundleError, RunError
 from training.losses import make_loss
 from training.networks import make_network
 from training.onnx_runner import BATCHES, Runner
 from training.report import PNG, tau_curve_png
-from training.sources import read
+from training.sources import IN_FILES, read
 
 GRAPH = Graph(input="input", output="logits")
 _OPSET = 18
@@ -79,10 +78,9 @@ def write_bundle(
     plan, n_classes = checkpoint.plan, len(dataset.class_labels)
     network = make_network(plan.network, n_classes)
     network.load_state_dict(checkpoint.network)
-    size = dataset.train.images.shape[1]
+    size = dataset.train.image_size
     model = export_onnx(network, size)
-    images = (dataset.test if len(dataset.test) else cut.trained).images
-    check_parity(network, model, images, checkpoint)
+    check_parity(network, model, dataset.test if len(dataset.test) else cut.trained, checkpoint)
 
     network.to(device)
     trained = np.bincount(cut.trained.labels, minlength=n_classes)
@@ -90,11 +88,16 @@ def write_bundle(
     loss = make_loss(plan.loss, source_prior, plan.tau, device)
     groups = groups_of(dataset.class_counts)
     held, test = (
-        evaluate(network, part.images, mean=checkpoint.mean, std=checkpoint.std, device=device)
+        evaluate(network, part, mean=checkpoint.mean, std=checkpoint.std, device=device)
         for part in (cut.holdout, dataset.test)
     )
     fitted = calibrate(
-        held, cut.holdout.labels, logit_offset=loss.logit_offset, source_prior=source_prior, groups=groups
+        held,
+        cut.holdout.labels,
+        logit_offset=loss.logit_offset,
+        source_prior=source_prior,
+        groups=groups,
+        weights=None if dataset.holdout is None else weights_for(source_prior, cut.holdout.labels),
     )
     test_curve = errors_at(
         GRID,
@@ -118,7 +121,13 @@ def write_bundle(
         tau=fitted.tau,
         tau_curve=fitted.tau_curve,
         groups=groups,
-        input=ImageInput(height=size, width=size, mean=list(checkpoint.mean), std=list(checkpoint.std)),
+        input=ImageInput(
+            height=size,
+            width=size,
+            resize=dataset.resize,
+            mean=list(checkpoint.mean),
+            std=list(checkpoint.std),
+        ),
         graph=GRAPH,
         network=plan.network,
         loss=Loss(name=loss.name, tau=loss.tau),
@@ -185,8 +194,10 @@ def _forget_origins(model: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
 
 
-def check_parity(network: nn.Module, model: bytes, images: NDArray[np.uint8], checkpoint: Checkpoint) -> None:
+def check_parity(network: nn.Module, model: bytes, part: Part, checkpoint: Checkpoint) -> None:
     """Hold ONNX Runtime to torch on real images at several batch sizes; raises BundleError if they part."""
+    n_sampled = min(max(BATCHES), len(part))
+    (images,) = part.take(np.linspace(0, len(part) - 1, num=n_sampled, dtype=int)).blocks(n_sampled)
     runner = Runner(onnx.load_model_from_string(model), [GRAPH.output])
     network.eval()
     mean, std = torch.tensor(checkpoint.mean), torch.tensor(checkpoint.std)
@@ -211,7 +222,7 @@ def training_command(plan: Plan, out: Path) -> str:
     if source.dataset == "npz":
         words += ["--train-file", Path(source.train_file or "").name]
         words += ["--test-file", Path(source.test_file or "").name]
-    elif source.dataset == "imagefolder":
+    elif source.dataset in IN_FILES:
         words += ["--data-dir", Path(source.data_dir or "").name, "--image-size", str(source.image_size)]
     else:
         words += ["--profile", source.profile, "--imbalance-ratio", f"{source.imbalance_ratio:g}"]

@@ -71,6 +71,17 @@ def calibrate(
     return Calibrated(fitted.temperature, chosen.tau, curve, calibration)
 
 
+def weights_for(
+    source_prior: npt.NDArray[np.float64], labels: npt.NDArray[np.integer]
+) -> npt.NDArray[np.float64]:
+    """Return what each held-out image weighs, (n,), for their labels to come in the training set's mix.
+
+    Held-out images that someone else chose are often balanced, and logits are calibrated to the source prior.
+    """
+    seen = np.bincount(labels, minlength=len(source_prior))
+    return np.asarray((source_prior * len(labels) / np.maximum(seen, 1))[labels])
+
+
 def errors_at(
     taus: Sequence[float],
     logits: npt.NDArray[np.floating],

@@ -28,7 +28,7 @@ from longtail.adjustment import probabilities
 from longtail.calibration import fit_offset_and_temperature
 from longtail.metrics import balanced_error
 from longtail.priors import PriorError, checked_source_prior, prior_from_counts
-from training.calibrate import calibrate, groups_of
+from training.calibrate import calibrate, groups_of, weights_for
 from training.card import CARD, model_card
 from training.commands import check_out
 from training.exceptions import DataError, RunError
@@ -290,18 +290,9 @@ def _offset(
     if request.loss_offset != "fitted":
         return offset, "known"
     fit = fit_offset_and_temperature(
-        held_out.logits, held_out.labels, offset, weights=_weights(held_out, source_prior)
+        held_out.logits, held_out.labels, offset, weights=weights_for(source_prior, held_out.labels)
     )
     return fit.logit_offset, "fitted"
-
-
-def _weights(held_out: HeldOut, source_prior: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what each held-out image weighs for their labels to come in the training set's mix.
-
-    A person's labelled images are often balanced, and the logits are calibrated to the source prior only.
-    """
-    seen = np.bincount(held_out.labels, minlength=len(source_prior))
-    return np.asarray((source_prior * len(held_out.labels) / np.maximum(seen, 1))[held_out.labels])
 
 
 def _calibration_notes(manifest: Manifest) -> list[str]:
@@ -346,7 +337,7 @@ def _manifest(
         source_prior=source_prior,
         groups=groups,
         offset_origin=origin,
-        weights=_weights(held_out, source_prior),
+        weights=weights_for(source_prior, held_out.labels),
     )
     shown = {0.0, 1.0, fitted.tau, fitted.calibration.tau_by_error}
     graph = network.model.graph

@@ -23,6 +23,8 @@ from training.batches import Batches, MemoryBatches, steps_per_epoch
 from training.checkpoint import Checkpoint, Machine, Plan
 from training.data import Dataset, Split, channel_statistics
 from training.exceptions import RunError
+from training.file_batches import FileBatches
+from training.image_files import PIECE, ImageFiles
 from training.loop import (
     StepRecord,
     Trainee,
@@ -136,7 +138,7 @@ def _rows(
 
 
 def _starting_point(plan: Plan, dataset: Dataset, split: Split, device: torch.device) -> Checkpoint:
-    mean, std = channel_statistics(split.trained.images)
+    mean, std = dataset.normalisation or channel_statistics(split.trained.blocks(PIECE))
     epoch_steps = steps_per_epoch(len(split.trained), plan.recipe.batch_size)
     total_steps = plan.steps if plan.steps is not None else (plan.epochs or plan.recipe.epochs) * epoch_steps
     return Checkpoint(
@@ -155,12 +157,17 @@ def _starting_point(plan: Plan, dataset: Dataset, split: Split, device: torch.de
 
 
 def _batches(now: Checkpoint, split: Split, device: torch.device) -> Batches:
+    mean, std = torch.tensor(now.mean, device=device), torch.tensor(now.std, device=device)
+    crop_padding = now.plan.recipe.crop_padding
+    if isinstance(split.trained, ImageFiles):
+        return FileBatches(split.trained, mean, std, crop_padding=crop_padding)
+    (images,) = split.trained.blocks(len(split.trained))
     return MemoryBatches(
-        torch.from_numpy(split.trained.images).to(device),
+        torch.from_numpy(images).to(device),
         torch.from_numpy(split.trained.labels).to(device),
-        torch.tensor(now.mean, device=device),
-        torch.tensor(now.std, device=device),
-        crop_padding=now.plan.recipe.crop_padding,
+        mean,
+        std,
+        crop_padding=crop_padding,
     )
 
 
