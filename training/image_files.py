@@ -3,6 +3,7 @@
 At any moment the workers hold a bounded number of decoded images, however many files there are.
 """
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -206,6 +207,14 @@ def _context() -> Any:
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Ignore what a terminal sends to all: the parent decides when to stop, and needs batches until then."""
+    """Ignore what is sent to all processes: the parent decides when to stop, and needs batches until then."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End the workers that a crash leaves: multiprocessing would send a SIGTERM, and wait for ever."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
