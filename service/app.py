@@ -30,6 +30,7 @@ from service.api import (
     predictions,
     priors,
     problems,
+    v2,
 )
 from service.api.bodies import Intake
 from service.api.envelope import Envelope
@@ -62,8 +63,9 @@ _GUARDED: Final = (
     feedback.router,
     predictions.router,
     monitor.router,
+    *v2.routers,
 )
-_OPEN: Final = (health.router, docs.router)
+_OPEN: Final = (health.router, v2.health, docs.router)
 
 # The time from a whole body to its answer, after which nobody is expected to wait.
 _DEADLINE_S: Final = 60.0

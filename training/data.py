@@ -19,6 +19,8 @@ from training.exceptions import DataError
 
 PROFILES = ("exp", "step")
 
+_STATISTICS_IMAGES, _STATISTICS_BLOCK = 50_000, 32
+
 
 class Part(Protocol):
     """Labelled square images of one size, in memory (`Examples`) or in files (`image_files.ImageFiles`)."""
@@ -201,6 +203,18 @@ def long_tail(labels: NDArray[np.int64], counts: list[int]) -> NDArray[np.int64]
         rng.shuffle(positions)
         kept.append(positions[:count])
     return np.concatenate(kept)
+
+
+def normalisation_of(dataset: Dataset, trained: Part) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and std that are customary for the data set, else those of the images trained on.
+
+    Of more than 50,000 images as many are looked at, spread evenly over them.
+    """
+    if dataset.normalisation is not None:
+        return dataset.normalisation
+    if len(trained) > _STATISTICS_IMAGES:
+        trained = trained.take(np.linspace(0, len(trained) - 1, num=_STATISTICS_IMAGES, dtype=np.int64))
+    return channel_statistics(trained.blocks(_STATISTICS_BLOCK))
 
 
 def channel_statistics(blocks: Iterable[NDArray[np.uint8]]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -31,7 +31,7 @@ def served_view(file: Path, spec: ImageInput) -> NDArray[np.uint8]:
 
 
 def random_view(file: Path, spec: ImageInput, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Return a random part of the image at the network's size, mirrored half of the time. Raises DataError.
+    """Return a random part of the image at the network's size. Raises DataError.
 
     The part covers 8 to 100 % of the area and is 3:4 to 4:3 before it is stretched (Szegedy et al., 2015;
     torchvision's RandomResizedCrop).
@@ -39,8 +39,7 @@ def random_view(file: Path, spec: ImageInput, rng: np.random.Generator) -> NDArr
     image = _upright(file)
     left, top, width, height = random_box(image.width, image.height, rng)
     part = image.crop((left, top, left + width, top + height))
-    pixels = np.asarray(part.resize((spec.width, spec.height), Image.Resampling.BILINEAR))
-    return pixels[:, ::-1] if rng.integers(2) else pixels
+    return np.asarray(part.resize((spec.width, spec.height), Image.Resampling.BILINEAR))
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -7,11 +7,12 @@ import math
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import numpy as np
 
 from bundle.files import BundleError, read
+from bundle.manifest import ImageInput
 from bundle.preprocessing import MAX_PIXELS
 from longtail.priors import checked_source_prior
 from service.adapters import images
@@ -19,14 +20,18 @@ from service.adapters.onnx_engine import ProviderError, build
 from service.adapters.serving_graph import compose
 from service.core.batcher import Batcher, BatchReport, Capacity
 from service.core.decide import Decider
+from service.core.exceptions import Invalid
 from service.core.models import LoadedModel, Models, RefusedBundle
 from service.core.ports import EngineError
-from service.core.records import Group, ModelVersion
+from service.core.records import Group, ModelVersion, WeightNormalisation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from bundle.files import Bundle
+    from bundle.manifest import Manifest
     from service.adapters.onnx_engine import Choice
 
 _log = logging.getLogger("tare.models")
@@ -83,16 +88,30 @@ def load(
     """Put one bundle into service. Raises BundleError, or EngineError where it cannot run here."""
     version = version_of(bundle)
     engine = build(compose(bundle), provider, largest_batch=capacity.largest_batch)
-    decode = partial(images.pixels, spec=bundle.manifest.input, max_pixels=max_pixels)
-    decider = Decider(decode, engine, version.temperature)
+    decider = Decider(_decoder(bundle.manifest, max_pixels), engine, version.temperature)
     hear = None if listen is None else partial(listen, version.name)
     batcher = Batcher(decider.prepare, decider.run, capacity, name=version.name, listen=hear)
     return LoadedModel(version, bundle.manifest, engine, batcher)
 
 
+def _decoder(manifest: Manifest, max_pixels: int) -> Callable[[bytes], NDArray[np.uint8]]:
+    spec, name = manifest.input, manifest.name
+    if isinstance(spec, ImageInput):
+        return partial(images.pixels, spec=spec, max_pixels=max_pixels)
+
+    def refuse(_: bytes) -> NoReturn:
+        raise Invalid(
+            "not-of-images",
+            f"The model {name!r} takes tensors, no images; send them to /v2/models/{name}/infer.",
+        )
+
+    return refuse
+
+
 def version_of(bundle: Bundle) -> ModelVersion:
     """Return what replay needs of a bundle."""
     manifest = bundle.manifest
+    normalised = manifest.weight_normalisation
     return ModelVersion(
         name=manifest.name,
         version=bundle.version,
@@ -103,6 +122,11 @@ def version_of(bundle: Bundle) -> ModelVersion:
         temperature=manifest.temperature,
         tau=manifest.tau,
         groups=tuple(Group(group.name, tuple(group.indices)) for group in manifest.groups),
+        weight_normalisation=None
+        if normalised is None
+        else WeightNormalisation(
+            np.array(normalised.norms), np.array(normalised.biases), normalised.bias, normalised.tau
+        ),
     )
 
 

@@ -64,11 +64,10 @@ class LoadedModel:
             raise Unavailable("engine-failed", f"The engine of {self.name} failed: {failure}.") from failure
 
     def _run_blank(self, probe: asyncio.Future[None]) -> None:
-        spec = self.manifest.input
         failure: EngineError | None = None
         try:
             self.engine.run(
-                np.zeros((1, spec.height, spec.width, spec.channels), dtype=np.uint8),
+                self.manifest.input.noise(1),
                 np.zeros((1, len(self.version.labels))),
                 np.zeros(1, dtype=np.int64),
                 1,
@@ -149,7 +148,9 @@ class Models:
         for entry in self.refused:
             if entry.name == name:
                 raise Unavailable(entry.code, f"The model {name!r} cannot run: {entry.detail}.")
-        raise NotFound("model-not-found", f"There is no model {name!r}; GET /models lists those there are.")
+        raise NotFound(
+            "model-not-found", f"There is no model {name[:64]!r}; GET /models lists those there are."
+        )
 
     def all(self) -> tuple[LoadedModel, ...]:
         """Every loaded model, by name."""

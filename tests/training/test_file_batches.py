@@ -8,11 +8,13 @@ import torch
 
 from bundle.manifest import Resize
 from tests.training.photos import photo
+from training.augment import Augmentation
 from training.batches import MemoryBatches, Share
 from training.file_batches import FileBatches
 from training.image_files import find_images, input_of
 
 MEAN, STD = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
+STRONG = Augmentation(1 / 8, distortion=0.5, cutout=0.25)
 CROP, STRETCH = Resize(rule="crop", shorter_side=14), Resize()
 N = 90
 
@@ -25,10 +27,10 @@ def root(tmp_path_factory):
     return folder
 
 
-def batches(root, resize=CROP, workers=0) -> FileBatches:
+def batches(root, resize=CROP, workers=0, augmentation=STRONG) -> FileBatches:
     names = [f"{n:02}.jpg" for n in range(N)]
     files = find_images(root, names, range(N), input_of(12, resize), workers, listed_in="the test")
-    return FileBatches(files, MEAN, STD, crop_padding=1 / 8)
+    return FileBatches(files, MEAN, STD, augmentation=augmentation)
 
 
 def same(one, other) -> bool:
@@ -42,7 +44,7 @@ def test_stretched_files_give_the_batches_of_the_same_images_in_memory(root):
     made = batches(root, STRETCH)
     whole = made._files.in_memory()
     images, labels = torch.from_numpy(whole.images), torch.from_numpy(whole.labels)
-    memory = MemoryBatches(images, labels, MEAN, STD, crop_padding=1 / 8)
+    memory = MemoryBatches(images, labels, MEAN, STD, augmentation=STRONG)
     assert (made.n_images, made.image_size, made.device) == (N, 12, torch.device("cpu"))
     assert same(made.stream(**STEPS), memory.stream(**STEPS))
 
@@ -63,7 +65,7 @@ def test_a_stream_begun_at_any_step_gives_the_batches_of_the_whole_one(root, sta
 
 
 def test_inputs_are_normalised_random_parts_in_channels_last_memory(root):
-    (first, labels), (second, _) = islice(batches(root).stream(**STEPS), 2)
+    (first, labels), (second, _) = islice(batches(root, augmentation=Augmentation()).stream(**STEPS), 2)
     assert first.shape == (40, 3, 12, 12)
     assert first.dtype == torch.float32
     assert first.is_contiguous(memory_format=torch.channels_last)
