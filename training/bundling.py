@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from bundle import files
@@ -29,7 +28,7 @@ from training.augment import normalise
 from training.calibrate import calibrate, errors_at, groups_of, offset_of, prior_weights
 from training.card import CARD, model_card
 from training.checkpoint import Checkpoint, Plan
-from training.data import Dataset, Split, split
+from training.data import Dataset, Part, Split, split
 from training.evaluate import evaluate
 from training.exceptions import BundleError, RunError
 from training.losses import make_loss
@@ -37,7 +36,7 @@ from training.networks import linear_layer, make_network
 from training.onnx_runner import BATCHES, Runner
 from training.post_hoc import USUAL, Head, Labelled, PostHoc, normalised
 from training.report import PNG, tau_curve_png
-from training.sources import read
+from training.sources import IN_FILES, read
 
 GRAPH = Graph(input="input", output="logits")
 _OPSET = 18
@@ -88,16 +87,15 @@ def write_bundle(
     loss = make_loss(plan.loss, seen, plan.tau, device, options=plan.loss_options, head=plan.head)
     network = make_network(plan.network, n_classes, loss.head)
     network.load_state_dict(checkpoint.weights)
-    size = dataset.train.images.shape[1]
+    size = dataset.train.image_size
     model = export_onnx(network, size)
-    images = (dataset.test if len(dataset.test) else cut.trained).images
-    check_parity(network, model, images, checkpoint)
+    check_parity(network, model, dataset.test if len(dataset.test) else cut.trained, checkpoint)
 
     network.to(device)
     source_prior = prior_from_counts(seen)
     groups = groups_of(dataset.class_counts)
     held, test = (
-        evaluate(network, part.images, mean=checkpoint.mean, std=checkpoint.std, device=device)
+        evaluate(network, part, mean=checkpoint.mean, std=checkpoint.std, device=device)
         for part in (cut.holdout, dataset.test)
     )
     # Held-out images cut from the training set have its mix; a data set's own may be balanced.
@@ -151,7 +149,13 @@ def write_bundle(
         tau_curve=fitted.tau_curve,
         weight_normalisation=None if by_weights is None else by_weights.part,
         groups=groups,
-        input=ImageInput(height=size, width=size, mean=list(checkpoint.mean), std=list(checkpoint.std)),
+        input=ImageInput(
+            height=size,
+            width=size,
+            resize=dataset.resize,
+            mean=list(checkpoint.mean),
+            std=list(checkpoint.std),
+        ),
         graph=GRAPH,
         network=plan.network,
         loss=Loss(name=loss.name, tau=loss.tau, options=loss.options, head=loss.head),
@@ -231,8 +235,10 @@ def _forget_origins(model: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
 
 
-def check_parity(network: nn.Module, model: bytes, images: NDArray[np.uint8], checkpoint: Checkpoint) -> None:
+def check_parity(network: nn.Module, model: bytes, part: Part, checkpoint: Checkpoint) -> None:
     """Hold ONNX Runtime to torch on real images at several batch sizes; raises BundleError if they part."""
+    n_sampled = min(max(BATCHES), len(part))
+    (images,) = part.take(np.linspace(0, len(part) - 1, num=n_sampled, dtype=int)).blocks(n_sampled)
     runner = Runner(onnx.load_model_from_string(model), [GRAPH.output])
     network.eval()
     mean, std = torch.tensor(checkpoint.mean), torch.tensor(checkpoint.std)
@@ -257,7 +263,7 @@ def training_command(plan: Plan, out: Path, choices: PostHoc = USUAL) -> str:
     if source.dataset == "npz":
         words += ["--train-file", Path(source.train_file or "").name]
         words += ["--test-file", Path(source.test_file or "").name]
-    elif source.dataset == "imagefolder":
+    elif source.dataset in IN_FILES:
         words += ["--data-dir", Path(source.data_dir or "").name, "--image-size", str(source.image_size)]
     else:
         words += ["--profile", source.profile, "--imbalance-ratio", f"{source.imbalance_ratio:g}"]
