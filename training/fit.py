@@ -21,7 +21,7 @@ from training.networks import HEADS, NETWORKS, default_image_size
 from training.post_hoc import add_options, choices_of
 from training.progress import Progress
 from training.ranks import Ranks, joined
-from training.recipes import COSINE, OPTIMIZERS, RECIPES, with_optimizer
+from training.recipes import FAST, OPTIMIZERS, RECIPES, with_optimizer
 from training.run import CHECKPOINT_EVERY_S, Stopped, check_room, train
 from training.sources import DATASETS, IN_FILES, read
 
@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--network", choices=list(NETWORKS), default="resnet32", help="default %(default)s")
     add("--loss", choices=list(LOSSES), default="cross-entropy", help="default %(default)s")
     _add_loss_options(parser)
-    add("--recipe", choices=list(RECIPES), default=COSINE.name, help="default %(default)s")
+    add("--recipe", choices=list(RECIPES), default=FAST.name, help="default %(default)s")
     add("--optimizer", choices=OPTIMIZERS, help="instead of the recipe's; adam peaks at a rate of 1e-3")
     add("--epochs", type=_at_least(1), help="passes over the data (default: the recipe's)")
     add("--steps", type=_at_least(1), help="batches, instead of --epochs")
