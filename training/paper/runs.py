@@ -1,4 +1,4 @@
-"""Trainings stored by what they train, so that tables and figures find them again and nothing is trained twice.
+"""Trainings stored by what they train, so that tables and figures share them and none is trained twice.
 
 A run lies in runs/paper/KEY, where KEY digests its plan and its images. Beside the checkpoint stands
 `outcome.npz`: what the finished network says about held-out and test images, from which everything is drawn.
