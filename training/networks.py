@@ -125,6 +125,12 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+def linear_layer(network: nn.Module) -> nn.Linear | None:
+    """Return the last layer where it is a plain linear one, whose weights' norms are free."""
+    layer = getattr(network, "head", None) or getattr(network, "fc", None)
+    return layer if type(layer) is nn.Linear else None
+
+
 def default_image_size(name: str) -> int:
     """Return the side in pixels that the named network was designed for."""
     return 32 if name in {"resnet20", "resnet32", "resnet56"} else 224

@@ -110,8 +110,19 @@ PAPER_256 = Recipe("paper-256-epochs", 256, 128, 0.4, 15 / 256, (96 / 256, 192 /
 PAPER_200 = Recipe("paper-200-epochs", 200, 128, 0.1, 5 / 200, (160 / 200, 180 / 200), 1e-4)
 PAPER_IMAGENET = Recipe("paper-imagenet", 90, 512, 0.4, 5 / 90, (), 5e-4)
 PAPER_INATURALIST = Recipe("paper-inaturalist", 90, 1024, 0.4, 5 / 90, (), 1e-4)
+PAPER_INATURALIST_152 = replace(PAPER_INATURALIST, name="paper-inaturalist-resnet152", batch_size=512)
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
-    for recipe in (FAST, STRONG, COSINE, PAPER, PAPER_256, PAPER_200, PAPER_IMAGENET, PAPER_INATURALIST)
+    for recipe in (
+        FAST,
+        STRONG,
+        COSINE,
+        PAPER,
+        PAPER_256,
+        PAPER_200,
+        PAPER_IMAGENET,
+        PAPER_INATURALIST,
+        PAPER_INATURALIST_152,
+    )
 }

@@ -148,7 +148,9 @@ class Models:
         for entry in self.refused:
             if entry.name == name:
                 raise Unavailable(entry.code, f"The model {name!r} cannot run: {entry.detail}.")
-        raise NotFound("model-not-found", f"There is no model {name!r}; GET /models lists those there are.")
+        raise NotFound(
+            "model-not-found", f"There is no model {name[:64]!r}; GET /models lists those there are."
+        )
 
     def all(self) -> tuple[LoadedModel, ...]:
         """Every loaded model, by name."""
