@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _BACKLOG: Final = 2048
 # Above the 60 s that proxies keep idle connections, so that it is never this side that hangs up first.
 _KEEP_ALIVE_S: Final = 75
-_GRACE_S: Final = 25
 
 _log = logging.getLogger("tare")
 
@@ -40,7 +39,7 @@ def main() -> int:
     try:
         settings = Settings.from_environment()
         with listen(settings) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(create_app(settings), listener, signals))
+            runner.run(_serve(create_app(settings), listener, signals, settings.drain_s))
     except StartError as refusal:
         print(f"tare: {refusal}", file=sys.stderr)
         return 2
@@ -96,7 +95,7 @@ class _Signals:
         self.server.should_exit = True
 
 
-async def _serve(app: FastAPI, listener: socket.socket, signals: _Signals) -> None:
+async def _serve(app: FastAPI, listener: socket.socket, signals: _Signals, drain_s: float) -> None:
     config = uvicorn.Config(
         app,
         http=Protocol,
@@ -107,7 +106,7 @@ async def _serve(app: FastAPI, listener: socket.socket, signals: _Signals) -> No
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_GRACE_S,
+        timeout_graceful_shutdown=drain_s,  # type: ignore[arg-type]  # asyncio.wait_for takes fractions too
     )
     async with app.router.lifespan_context(app):
         gc.collect()

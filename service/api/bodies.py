@@ -2,13 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
+from starlette.requests import ClientDisconnect
 
 from service.api.problems import BY_INDEX, BY_LABEL, field_errors
 from service.core.exceptions import Invalid, Malformed, Overloaded, TooLarge
@@ -16,6 +17,7 @@ from service.core.exceptions import Invalid, Malformed, Overloaded, TooLarge
 _BIG_JSON_BYTES: Final = 1 << 18
 
 Model = TypeVar("Model", bound=BaseModel)
+Answer = TypeVar("Answer")
 
 
 class RequestModel(BaseModel):
@@ -96,6 +98,29 @@ async def whole_body(request: Request) -> AsyncIterator[bytes]:
         yield b"".join(chunks)
     finally:
         intake.held_bytes -= size
+
+
+async def unless_abandoned(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Return what this work returns, and cancel it where the client hangs up first.
+
+    For a request whose body has been read. Raises ClientDisconnect then, else what the work raises.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client has hung up: after a body nothing else is to come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def json_body(model: type[BaseModel]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
-from service.api.problems import PROBLEM_CODE, internal
+from service.api.problems import PROBLEM_CODE, internal, stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +44,8 @@ class Envelope:
     """The outermost middleware.
 
     Gives every answer an `X-Request-Id` (the client's own where it is sane), answers HEAD as GET without the
-    body, turns what nobody foresaw into a 500 that tells nothing, and reports each exchange. `in_request`
+    body, turns what nobody foresaw into a 500 that tells nothing and what the server cancels because it stops
+    into a 503, and reports each exchange. `in_request`
     opens the context that marks log lines with the id.
     """
 
@@ -88,6 +90,10 @@ class Envelope:
             await self._app(inner, receive, answer)
         except ClientDisconnect:
             status = status or _CLIENT_LEFT
+        except asyncio.CancelledError:  # the server's way to say that the time to answer is over
+            if status:
+                raise
+            await stopping(inner)(inner, receive, answer)
         except Exception:  # the last stop: whatever it was, the client gets an answer and the log the reason
             _log.exception("a request failed")
             if status:

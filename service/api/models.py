@@ -103,6 +103,6 @@ def _entry(loaded: LoadedModel) -> dict[str, Any]:
         "name": loaded.version.name,
         "version": loaded.version.version,
         "classes": len(loaded.version.labels),
-        "ready": loaded.batcher.alive,
+        "ready": loaded.ready,
         "provider": loaded.engine.provider,
     }

@@ -102,6 +102,11 @@ def internal(scope: MutableMapping[str, Any]) -> Response:
     )
 
 
+def stopping(scope: MutableMapping[str, Any]) -> Response:
+    """Return the answer to a request for which no time is left, because the service stops."""
+    return problem(scope, 503, "stopping", "The service is stopping; try again in a few seconds.")
+
+
 def field_errors(errors: Iterable[Mapping[str, object]], skip: int = 0) -> list[dict[str, str]]:
     """Shape pydantic's errors: `field` is the dotted place, `detail` what is wrong with it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,6 +118,21 @@ class Prediction:
     prior_name: str | None
     prior_version: int | None
     decision: Decision
+
+
+class Stages(NamedTuple):
+    """Where a request's time went, in seconds, by the batch that completed it: the parts make up the total.
+
+    `queue_s` until that batch began, `decode_s` decoding all of its images, `infer_s` running the network on
+    them, `store_s` shaping the answers and waiting for the commit. Of a request that did not finish only the
+    total is known; the parts are 0.
+    """
+
+    queue_s: float
+    decode_s: float
+    infer_s: float
+    store_s: float
+    total_s: float
 
 
 @dataclass(frozen=True)

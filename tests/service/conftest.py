@@ -14,7 +14,8 @@ def settings_for(tmp_path, tiny_models):
     """Make settings for this test's own state; keywords replace them."""
 
     def make(**changes):
-        return Settings(**{"models_dir": tiny_models, "state_dir": tmp_path / "state", **changes})
+        given = {"models_dir": tiny_models, "state_dir": tmp_path / "state", "lone_threads": 1}
+        return Settings(**{**given, **changes})
 
     return make
 
