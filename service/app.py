@@ -34,6 +34,7 @@ from service.api import (
 )
 from service.api.bodies import Intake
 from service.api.envelope import Envelope
+from service.api.express import Express
 from service.api.parameters import only_known_parameters
 from service.api.tokens import Tokens, may_predict
 from service.core.batcher import Capacity
@@ -116,6 +117,12 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Envelope, in_request=telemetry_adapter.in_request, report=telemetry.answered)
     _describe_once(app)
     return app
+
+
+def express_of(app: FastAPI) -> Express:
+    """Return the short way for plain predictions of an application whose lifespan has begun."""
+    state = app.state
+    return Express(state.parts, state.tokens, state.intake, state.telemetry.answered)
 
 
 @asynccontextmanager

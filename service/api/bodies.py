@@ -85,19 +85,25 @@ async def whole_body(request: Request) -> AsyncIterator[bytes]:
                     if size > intake.max_body_bytes:
                         _too_large(intake)
                     if intake.held_bytes > intake.max_held_bytes:
-                        raise Overloaded(
-                            "intake-full",
-                            "The bodies in flight fill the memory set aside for them; try again.",
-                            retry_after_s=1,
-                        )
+                        raise intake_is_full()
                     chunks.append(chunk)
         except TimeoutError:
-            raise Malformed(
-                "body-timeout", f"The body did not arrive within {intake.patience_s:g} s; send it again."
-            ) from None
+            raise body_too_late(intake.patience_s) from None
         yield b"".join(chunks)
     finally:
         intake.held_bytes -= size
+
+
+def intake_is_full() -> Overloaded:
+    """Return the refusal of a body for which no memory is left."""
+    return Overloaded(
+        "intake-full", "The bodies in flight fill the memory set aside for them; try again.", retry_after_s=1
+    )
+
+
+def body_too_late(patience_s: float) -> Malformed:
+    """Return the refusal of a body that did not arrive in time."""
+    return Malformed("body-timeout", f"The body did not arrive within {patience_s:g} s; send it again.")
 
 
 async def unless_abandoned(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:

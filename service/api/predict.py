@@ -14,6 +14,9 @@ from service.api.parts import PartsDep
 from service.core.exceptions import Invalid
 from service.core.records import Method
 
+MethodName = Literal["logit-adjustment", "weight-normalisation", "none"]
+Included = Literal["logits"]
+
 router = APIRouter(tags=["decisions"])
 
 _IMAGE: Final = {"type": "string", "format": "binary"}
@@ -48,10 +51,8 @@ async def predict(
     top_k: TopKQuery = 5,
     priors: PriorsQuery = None,
     model: ModelQuery = None,
-    method: Annotated[Literal["logit-adjustment", "weight-normalisation", "none"], Query()] = (
-        "logit-adjustment"
-    ),
-    include: Annotated[Literal["logits"] | None, Query()] = None,
+    method: Annotated[MethodName, Query()] = "logit-adjustment",
+    include: Annotated[Included | None, Query()] = None,
     deadline_ms: DeadlineHeader = None,
 ) -> Response:
     """Decide what each image shows, ranked for the target prior in force.
@@ -60,7 +61,7 @@ async def predict(
     the first frame, upright. One file that cannot be taken fails the request and names its `position`.
     """
     loaded = parts.models.get(model)
-    adjustment = parts.predictor.adjustment_for(loaded, method=_offered(method), tau=tau, priors_name=priors)
+    adjustment = parts.predictor.adjustment_for(loaded, method=offered(method), tau=tau, priors_name=priors)
     shape = partial(predict_answer, loaded.version, adjustment, logits=include == "logits")
     async with whole_body(request) as body:
         images = images_of(body, request.headers.get("content-type", ""))
@@ -78,7 +79,8 @@ async def predict(
     return Response(answer, media_type="application/json", headers={"Server-Timing": server_timing(stages)})
 
 
-def _offered(method: Literal["logit-adjustment", "weight-normalisation", "none"]) -> Method:
+def offered(method: MethodName) -> Method:
+    """Return the method if this model's bundle has it. Raises Invalid."""
     if method == "weight-normalisation":
         raise Invalid(
             "method-not-offered",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class ModelVersion:
     tau: float | None
     groups: tuple[Group, ...]
 
-    @property
+    @cached_property
     def label_set(self) -> str:
         """The id of the ordered list of labels; models that share it share their priors."""
         return label_set_id(self.labels)
