@@ -7,20 +7,35 @@ it is checked where the graph is composed.
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from longtail.normalisation import BiasRule
 from longtail.priors import PriorError, checked_source_prior
+from longtail.tau import TauRule
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+_NUMPY_NAMES: Final = {
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+    "UINT8": "uint8",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+}
+_MOST_NUMBERS: Final = 2**26
+
+Datatype = Literal["FP16", "FP32", "FP64", "UINT8", "INT8", "INT32", "INT64"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -88,6 +103,21 @@ class ImageInput(_Part):
         """1 for grey, else 3."""
         return 1 if self.colour == "L" else 3
 
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one decoded image."""
+        return (self.height, self.width, self.channels)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of its pixels."""
+        return np.dtype(np.uint8)
+
+    def noise(self, n: int, seed: int = 0) -> NDArray[Any]:
+        """Return n decoded images of uniform noise, (n, height, width, channels)."""
+        rng = np.random.default_rng(seed)
+        return rng.integers(0, 256, (n, *self.row_shape), dtype=np.uint8)
+
     @model_validator(mode="after")
     def _one_mean_and_std_a_channel(self) -> Self:
         if len(self.mean) != self.channels or len(self.std) != self.channels:
@@ -97,8 +127,58 @@ class ImageInput(_Part):
         return self
 
 
+class TensorInput(_Part):
+    """What a network eats that is no image: rows of numbers as they are, each of `shape`.
+
+    Values outside `low` to `high` are refused. Whole numbers need both: they are often places in a table, and
+    one beyond its end makes the network fail.
+    """
+
+    kind: Literal["tensor"]
+    datatype: Datatype
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, max_length=7)]
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row."""
+        return tuple(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of its numbers."""
+        return np.dtype(_NUMPY_NAMES[self.datatype])
+
+    def noise(self, n: int, seed: int = 0) -> NDArray[Any]:
+        """Return n rows of uniform noise within the bounds, and within -1 and 1 if it is no whole numbers."""
+        rng, size = np.random.default_rng(seed), (n, *self.row_shape)
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        if self.dtype.kind == "f":
+            near, far = max(low, min(-1.0, high)), min(high, max(1.0, low))
+            return np.asarray(rng.uniform(near, far, size).astype(self.dtype))
+        return np.asarray(rng.integers(int(low), int(high), size, dtype=self.dtype, endpoint=True))
+
+    @model_validator(mode="after")
+    def _bounds_are_bounds(self) -> Self:
+        if math.prod(self.shape) > _MOST_NUMBERS:
+            raise ValueError(f"a row has at most {_MOST_NUMBERS:,} numbers")
+        bounds = [bound for bound in (self.low, self.high) if bound is not None]
+        if bounds != sorted(bounds):
+            raise ValueError("low is above high")
+        if self.dtype.kind == "f":
+            return self
+        limits = np.iinfo(self.dtype)
+        if len(bounds) < 2 or any(bound != int(bound) for bound in bounds):
+            raise ValueError(f"{self.datatype} needs low and high, whole numbers")
+        if not limits.min <= bounds[0] <= bounds[1] <= limits.max:
+            raise ValueError(f"low and high lie beyond {self.datatype}")
+        return self
+
+
 class Graph(_Part):
-    """The names of the tensors in `model.onnx` that carry pixels in and logits out."""
+    """The names of the tensors in `model.onnx` that carry pixels (or rows) in and logits out."""
 
     input: str = "input"
     output: str = "logits"
@@ -143,16 +223,44 @@ class Calibration(_Part):
     temperature: Literal["fitted", "unfitted"]
     images: Annotated[int, Field(ge=0)]
     classes: Annotated[int, Field(ge=0)]
-    tau_rule: Literal["class-mean-log-loss"] | None = None
+    tau_rule: TauRule | None = None
     tau_by_error: Annotated[float, Field(ge=0)] | None = None
     tau_at_edge: bool = False
 
 
+class Metrics(_Part):
+    """Errors at a few taus, on images the weights never saw."""
+
+    holdout: list[TauPoint] = []
+    test: list[TauPoint] = []
+
+
+class WeightNormalisation(_Part):
+    """Ranking by f_y / nu_y^tau (Menon et al., 2021, eq. 3), where the network ends in a linear layer.
+
+    `norms` are nu by class: the norm of its weights, or its source prior. `biases` are the layer's; `bias`
+    says whether they are divided with the rest of f, kept as they are, or dropped. `tau` and what it was
+    chosen by are this method's own.
+    """
+
+    nu: Literal["norm", "prior"]
+    norms: list[Annotated[float, Field(gt=0)]]
+    biases: list[float]
+    bias: BiasRule = "divide"
+    tau: Annotated[float, Field(ge=0, le=100)] | None
+    tau_rule: TauRule | None = None
+    tau_at_edge: bool = False
+    tau_curve: list[TauPoint] = []
+    metrics: Metrics = Metrics()
+
+
 class Loss(_Part):
-    """The training loss by name, with the tau inside it where it has one."""
+    """The training loss by name, with the tau inside it where it has one, and the head it was trained on."""
 
     name: str
     tau: float | None = None
+    options: dict[str, float | bool] = {}
+    head: str = "linear"
 
 
 class Dataset(_Part):
@@ -163,13 +271,6 @@ class Dataset(_Part):
     train_images: Annotated[int, Field(ge=0)] | None = None
     holdout_images: Annotated[int, Field(ge=0)] | None = None
     test_images: Annotated[int, Field(ge=0)] | None = None
-
-
-class Metrics(_Part):
-    """Errors at a few taus, on images the weights never saw."""
-
-    holdout: list[TauPoint] = []
-    test: list[TauPoint] = []
 
 
 class Manifest(_Part):
@@ -184,8 +285,9 @@ class Manifest(_Part):
     temperature: Annotated[float, Field(gt=0)]
     tau: Annotated[float, Field(ge=0, le=100)] | None
     tau_curve: list[TauPoint] = []
+    weight_normalisation: WeightNormalisation | None = None
     groups: list[Group]
-    input: ImageInput
+    input: Annotated[ImageInput | TensorInput, Field(discriminator="kind")]
     graph: Graph = Graph()
     network: str
     loss: Loss
@@ -218,6 +320,9 @@ class Manifest(_Part):
         for field in ("source_prior", "logit_offset"):
             if len(getattr(self, field)) != n_classes:
                 raise ValueError(f"{field} has {len(getattr(self, field))} entries for {n_classes} classes")
+        normalised = self.weight_normalisation
+        if normalised is not None and not len(normalised.norms) == len(normalised.biases) == n_classes:
+            raise ValueError(f"weight_normalisation needs a norm and a bias for each of {n_classes} classes")
         try:
             checked_source_prior(self.source_prior)
         except PriorError as failure:

@@ -49,6 +49,19 @@ def log_loss(
     return float(_shares(weights, len(truth)) @ losses)
 
 
+def squared_error(
+    probabilities: npt.ArrayLike, labels: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> float:
+    """Return the weighted mean of sum_y (P(y) - [y is the label])^2, probabilities (N, L), labels (N,).
+
+    Brier's score, proper as the log loss is, and bounded: no single label can outweigh the others.
+    """
+    values = np.array(probabilities, dtype=np.float64)
+    truth = _truth_of(values, labels)
+    values[np.arange(len(truth)), truth] -= 1
+    return float(_shares(weights, len(truth)) @ (values**2).sum(axis=1))
+
+
 def class_mean_log_loss(scores: npt.ArrayLike, labels: npt.ArrayLike, temperature: float = 1.0) -> float:
     """Return the log loss averaged within each class, then over the classes that have labels.
 

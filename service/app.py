@@ -31,6 +31,7 @@ from service.api import (
     predictions,
     priors,
     problems,
+    v2,
 )
 from service.api.bodies import Intake
 from service.api.envelope import Envelope
@@ -63,8 +64,9 @@ _GUARDED: Final = (
     feedback.router,
     predictions.router,
     monitor.router,
+    *v2.routers,
 )
-_OPEN: Final = (health.router, docs.router)
+_OPEN: Final = (health.router, v2.health, docs.router)
 
 # What the exit code says when the device is lost: an internal software error, by sysexits.h.
 _DEVICE_LOST: Final = 70

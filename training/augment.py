@@ -1,10 +1,32 @@
 """Random changes of a whole batch at once, in fixed shapes, on whatever device the images lie."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training image besides its mirror image. Lengths are shares of the image's side."""
+
+    crop_padding: float = 1 / 8  # 4 pixels at 32
+    distortion: float = 0.0  # strength of `distort`; 0 leaves it out
+    cutout: float = 0.0  # side of the square that `erase` hides; 0 leaves it out
+
+
+def augment(
+    images: Tensor, settings: Augmentation, mean: Tensor, std: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return uint8 images (B, S, S, 3) changed at random and normalised, (B, 3, S, S), ready to train on."""
+    side = images.shape[1]
+    pixels = crop_and_flip(images, math.ceil(settings.crop_padding * side), generator)
+    if settings.distortion:
+        pixels = distort(pixels, settings.distortion, generator)
+    inputs = normalise(pixels, mean, std)
+    return erase(inputs, round(settings.cutout * side), generator) if settings.cutout else inputs
 
 
 def crop_and_flip(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
@@ -48,7 +70,7 @@ def distort(images: Tensor, strength: float, generator: torch.Generator) -> Tens
     """Return each uint8 image (B, H, W, 3) changed by one operation, drawn with its magnitude.
 
     TrivialAugment (Mueller and Hutter, 2021) with its 14 operations; at strength 1 the magnitudes reach as
-    far as its wide space, at less they stop at that share of it. What a move uncovers is black.
+    far as its wide space on CIFAR, at less they stop at that share of it. What a move uncovers is black.
     """
     n, device = len(images), images.device
     operation = torch.randint(len(OPERATIONS), (n,), generator=generator, device=device)
@@ -66,7 +88,7 @@ def apply(images: Tensor, operation: Tensor, magnitude: Tensor, sign: Tensor) ->
     images = _move(images, operation, sign * magnitude)
     levels = _levels(images, operation, magnitude, sign)
     flat = images.flatten(1, 2).long().transpose(1, 2)
-    images = levels.gather(2, flat).transpose(1, 2).reshape(images.shape)
+    images = levels.gather(2, flat).transpose(1, 2).contiguous().reshape(images.shape)
     return _blend(images, operation, 1 + 0.99 * sign * magnitude)
 
 
@@ -83,7 +105,15 @@ def erase(inputs: Tensor, side: int, generator: torch.Generator) -> Tensor:
         return (place >= start) & (place < start + side)
 
     hidden = span(height)[:, :, None] & span(width)[:, None, :]
-    return inputs.masked_fill(hidden[:, None], 0)
+    return inputs.clone().masked_fill_(hidden[:, None], 0)  # the copy keeps the memory format
+
+
+def shrink(inputs: Tensor, side: int) -> Tensor:
+    """Return a batch (B, C, S, S) at `side` pixels, each the weighted mean of those it covers."""
+    if side == inputs.shape[-1]:
+        return inputs
+    small = functional.interpolate(inputs, size=(side, side), mode="bilinear", antialias=True)
+    return small.contiguous(memory_format=torch.channels_last)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -104,8 +134,8 @@ def _move(images: Tensor, operation: Tensor, amount: Tensor) -> Tensor:
     angle = only("rotate", math.radians(135) * amount)
     from_x = angle.cos() * x - angle.sin() * y
     from_y = angle.sin() * x + angle.cos() * y
-    from_x = from_x - only("shear-x", 0.99 * amount) * y - only("translate-x", width * amount)
-    from_y = from_y - only("shear-y", 0.99 * amount) * x - only("translate-y", height * amount)
+    from_x = from_x + only("shear-x", 0.99 * amount) * y - only("translate-x", width * amount)
+    from_y = from_y + only("shear-y", 0.99 * amount) * x - only("translate-y", height * amount)
     column = (from_x + (width - 1) / 2).round().long()
     row = (from_y + (height - 1) / 2).round().long()
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
@@ -150,8 +180,8 @@ def _blend(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
     kernel = torch.full((3, 1, 3, 3), 1 / 13, device=images.device)
     kernel[:, :, 1, 1] = 5 / 13
     blurred = values.clone()
-    inner = functional.conv2d(values.permute(0, 3, 1, 2), kernel, groups=3).permute(0, 2, 3, 1)
-    blurred[:, 1:-1, 1:-1] = inner
+    inner = functional.conv2d(values.permute(0, 3, 1, 2), kernel, groups=3)
+    blurred[:, 1:-1, 1:-1] = inner.permute(0, 2, 3, 1)
     chosen = operation[:, None, None, None]
     dull = torch.where(chosen == OPERATIONS.index("color"), _grey(images)[..., None], values)
     dull = torch.where(chosen == OPERATIONS.index("sharpness"), blurred, dull)

@@ -1,6 +1,5 @@
 """Where the loop gets its batches: each is a function of seed and step, so a run can go on at any step."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from training.augment import crop_and_flip, normalise
+from training.augment import Augmentation, augment
 from training.streams import Stream, generator
 
 
@@ -45,14 +44,14 @@ class MemoryBatches:
     """Batches gathered and augmented on the device that holds all images: uint8 (N, H, W, 3), labels (N,)."""
 
     def __init__(
-        self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor, *, crop_padding: float
+        self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor, *, augmentation: Augmentation
     ) -> None:
-        """Take everything on one device; `crop_padding` is a share of the side, mean and std are (3,)."""
+        """Take everything on one device; mean and std are (3,)."""
         self.n_images = len(images)
         self.image_size = images.shape[1]
         self.device = images.device
         self._images, self._labels, self._mean, self._std = images, labels, mean, std
-        self._padding = math.ceil(crop_padding * self.image_size)
+        self._augmentation = augmentation
 
     def stream(
         self, *, seed: int, start: int, stop: int, batch_size: int, share: Share = WHOLE
@@ -63,9 +62,12 @@ class MemoryBatches:
         )
         for step, chosen in enumerate(positions, start):
             draws = generator(seed, Stream.AUGMENTATION, step, self.device)
-            pixels = crop_and_flip(self._images[chosen], self._padding, draws)[share.rank :: share.ranks]
-            labels = self._labels[chosen][share.rank :: share.ranks]
-            yield normalise(pixels, self._mean, self._std), labels
+            inputs = augment(self._images[chosen], self._augmentation, self._mean, self._std, draws)
+            labels = self._labels[chosen]
+            if share.ranks > 1:
+                inputs = inputs[share.rank :: share.ranks].contiguous(memory_format=torch.channels_last)
+                labels = labels[share.rank :: share.ranks]
+            yield inputs, labels
 
 
 def chosen_images(

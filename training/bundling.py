@@ -26,7 +26,7 @@ from longtail.priors import prior_from_counts
 from longtail.tau import GRID
 from training import checkpoint as checkpoints
 from training.augment import normalise
-from training.calibrate import calibrate, errors_at, groups_of
+from training.calibrate import calibrate, errors_at, groups_of, offset_of, prior_weights
 from training.card import CARD, model_card
 from training.checkpoint import Checkpoint, Plan
 from training.data import Dataset, Split, split
@@ -77,30 +77,41 @@ def write_bundle(
             f"the run has taken {checkpoint.step} of {checkpoint.total_steps} steps: resume it first"
         )
     plan, n_classes = checkpoint.plan, len(dataset.class_labels)
-    network = make_network(plan.network, n_classes)
-    network.load_state_dict(checkpoint.network)
+    seen = np.bincount(cut.trained.labels, minlength=n_classes)
+    loss = make_loss(plan.loss, seen, plan.tau, device, options=plan.loss_options, head=plan.head)
+    network = make_network(plan.network, n_classes, loss.head)
+    network.load_state_dict(checkpoint.weights)
     size = dataset.train.images.shape[1]
     model = export_onnx(network, size)
     images = (dataset.test if len(dataset.test) else cut.trained).images
     check_parity(network, model, images, checkpoint)
 
     network.to(device)
-    trained = np.bincount(cut.trained.labels, minlength=n_classes)
-    source_prior = prior_from_counts(trained)
-    loss = make_loss(plan.loss, source_prior, plan.tau, device)
+    source_prior = prior_from_counts(seen)
     groups = groups_of(dataset.class_counts)
     held, test = (
         evaluate(network, part.images, mean=checkpoint.mean, std=checkpoint.std, device=device)
         for part in (cut.holdout, dataset.test)
     )
+    # Held-out images cut from the training set have its mix; a data set's own may be balanced.
+    weights = None if dataset.holdout is None else prior_weights(cut.holdout.labels, source_prior)
+    offset, offset_origin = offset_of(
+        loss.logit_offset, loss.offset_status, held, cut.holdout.labels, weights
+    )
     fitted = calibrate(
-        held, cut.holdout.labels, logit_offset=loss.logit_offset, source_prior=source_prior, groups=groups
+        held,
+        cut.holdout.labels,
+        logit_offset=offset,
+        source_prior=source_prior,
+        groups=groups,
+        offset_origin=offset_origin,
+        weights=weights,
     )
     test_curve = errors_at(
         GRID,
         test,
         dataset.test.labels,
-        logit_offset=loss.logit_offset,
+        logit_offset=offset,
         source_prior=source_prior,
         groups=groups,
     )
@@ -109,11 +120,11 @@ def write_bundle(
         name=out.name,
         created=datetime.now(UTC).replace(microsecond=0),
         classes=[
-            ClassEntry(label=label, count=int(count), trained=int(seen))
-            for label, count, seen in zip(dataset.class_labels, dataset.class_counts, trained, strict=True)
+            ClassEntry(label=label, count=int(count), trained=int(trained))
+            for label, count, trained in zip(dataset.class_labels, dataset.class_counts, seen, strict=True)
         ],
         source_prior=source_prior.tolist(),
-        logit_offset=loss.logit_offset.tolist(),
+        logit_offset=offset.tolist(),
         temperature=fitted.temperature,
         tau=fitted.tau,
         tau_curve=fitted.tau_curve,
@@ -121,7 +132,7 @@ def write_bundle(
         input=ImageInput(height=size, width=size, mean=list(checkpoint.mean), std=list(checkpoint.std)),
         graph=GRAPH,
         network=plan.network,
-        loss=Loss(name=loss.name, tau=loss.tau),
+        loss=Loss(name=loss.name, tau=loss.tau, options=loss.options, head=loss.head),
         recipe=_recipe(checkpoint),
         dataset=_dataset_entry(plan, dataset, cut),
         calibration=fitted.calibration,
@@ -218,10 +229,24 @@ def training_command(plan: Plan, out: Path) -> str:
     words += ["--network", plan.network, "--loss", plan.loss]
     if plan.tau is not None:
         words += ["--tau", f"{plan.tau:g}"]
+    words += _loss_words(plan)
     words += ["--recipe", plan.recipe.name]
     words += ["--steps", str(plan.steps)] if plan.steps is not None else ["--epochs", str(plan.epochs)]
     words += ["--holdout", f"{plan.holdout:g}", "--seed", str(plan.seed), "--out", f"models/{out.name}"]
     return shlex.join(words)
+
+
+def _loss_words(plan: Plan) -> list[str]:
+    words = []
+    for name, value in asdict(plan.loss_options).items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            words += [option]
+        elif value is not None and value is not False:
+            words += [option, f"{value:g}"]
+    if plan.head is not None:
+        words += ["--head", plan.head]
+    return words
 
 
 def _recipe(checkpoint: Checkpoint) -> dict[str, Any]:

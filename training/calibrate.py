@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from bundle.manifest import Calibration, Estimate, Group, GroupEstimate, TauPoint
 from longtail import metrics, tau
-from longtail.calibration import fit_temperature
+from longtail.calibration import fit_offset_and_temperature, fit_temperature
 from longtail.priors import uniform_prior
 
 MANY, FEW = 100, 20  # Menon et al. (2021), section 6: >= 100 training images, <= 20
@@ -69,6 +69,38 @@ def calibrate(
         tau_at_edge=chosen.at_edge,
     )
     return Calibrated(fitted.temperature, chosen.tau, curve, calibration)
+
+
+def offset_of(
+    logit_offset: npt.NDArray[np.float64],
+    status: Literal["known", "fitted"],
+    logits: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.integer],
+    weights: npt.NDArray[np.float64] | None = None,
+) -> tuple[npt.NDArray[np.float64], Literal["known", "fitted", "assumed"]]:
+    """Return the offset b (L,) that a bundle carries, and where it comes from.
+
+    A known one is kept. One to be fitted starts from `logit_offset` and is held near it, on held-out logits
+    f (n, L) and labels (n,) of the training distribution, or with `weights` (n,) that make up for another
+    mix; without images, or where no finite temperature is the best, it keeps its start: assumed.
+    """
+    if status == "known":
+        return logit_offset, "known"
+    if not len(labels):
+        return logit_offset, "assumed"
+    fit = fit_offset_and_temperature(logits, labels, logit_offset, weights=weights)
+    return (fit.logit_offset, "fitted") if fit.converged else (logit_offset, "assumed")
+
+
+def prior_weights(
+    labels: npt.NDArray[np.integer], source_prior: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Return what each held-out image (n,) weighs for their labels to come in the training set's mix.
+
+    Labelled images set aside by hand are often balanced, and logits are calibrated to the source prior only.
+    """
+    seen = np.bincount(labels, minlength=len(source_prior))
+    return np.asarray((source_prior * len(labels) / np.maximum(seen, 1))[labels])
 
 
 def errors_at(

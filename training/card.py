@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bundle.manifest import Estimate, Manifest, TauPoint
+from bundle.manifest import Estimate, ImageInput, Manifest, TauPoint, TensorInput
 
 CARD = "README.md"
 
@@ -23,9 +23,7 @@ def model_card(manifest: Manifest, command: str | None = None, *, picture: str |
         f"- **Images**: {_number(data.train_images)} trained on, {_number(data.holdout_images)} held out,"
         f" {_number(data.test_images)} to test; {counts.max():,} in the largest class, {counts.min():,}"
         f" in the smallest, {few} classes with few.",
-        f"- **Input**: {manifest.input.height} x {manifest.input.width} {manifest.input.colour}; a pixel p of"
-        f" 0 to 255 becomes (p * {manifest.input.scale:.6g} - mean) / std, mean {manifest.input.mean},"
-        f" std {manifest.input.std}.",
+        f"- **Input**: {_input_words(manifest.input)}.",
         f"- **Made** {manifest.created:%Y-%m-%d}{_origin_words(manifest)}.",
     ]
     if data.detail.get("note"):
@@ -52,6 +50,16 @@ def model_card(manifest: Manifest, command: str | None = None, *, picture: str |
         "",
     ]
     return "\n".join(lines)
+
+
+def _input_words(spec: ImageInput | TensorInput) -> str:
+    if isinstance(spec, TensorInput):
+        bounds = "" if spec.low is None or spec.high is None else f", from {spec.low:g} to {spec.high:g}"
+        return f"{spec.datatype} of shape {spec.shape}{bounds}"
+    return (
+        f"{spec.height} x {spec.width} {spec.colour}; a pixel p of 0 to 255 becomes"
+        f" (p * {spec.scale:.6g} - mean) / std, mean {spec.mean}, std {spec.std}"
+    )
 
 
 def _decision_words(manifest: Manifest) -> list[str]:
@@ -113,10 +121,16 @@ def _number(count: int | None) -> str:
 
 
 def _loss_words(manifest: Manifest) -> str:
-    name, tau = manifest.loss.name, manifest.loss.tau
+    name, tau, head = manifest.loss.name, manifest.loss.tau, manifest.loss.head
     if name in ("unknown", "other"):
         return f"an {name} loss" if name == "unknown" else "a loss of another kind"
-    return f"the {name} loss" if tau is None else f"the {name} loss (tau {tau:g})"
+    details = [] if tau is None else [f"tau {tau:g}"]
+    for option, value in manifest.loss.options.items():
+        words = option.replace("_", " ")
+        details.append(words if value is True else f"{words} {value:g}")
+    if head != "linear":
+        details.append(f"{head} head")
+    return f"the {name} loss" + (f" ({', '.join(details)})" if details else "")
 
 
 def _origin_words(manifest: Manifest) -> str:

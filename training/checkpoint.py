@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from training.exceptions import RunError, first_line
+from training.losses import LossOptions
 from training.recipes import Recipe
 
 FILE = "checkpoint.pt"
@@ -42,6 +43,8 @@ class Plan:
     steps: int | None
     holdout: float
     seed: int
+    loss_options: LossOptions = field(default_factory=LossOptions)
+    head: str | None = None  # None: the one that the loss is made for
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Machine:
     threads: int
     torch: str
     bf16: bool
+    ranks: int = 1  # processes that trained together: each normalises its own share of a batch
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,18 @@ class Checkpoint:
     network: dict[str, Any]
     optimizer: dict[str, Any]
     history: list[dict[str, float]] = field(default_factory=list)
+    epoch_losses: list[float] = field(default_factory=list)  # of the steps since the last whole epoch
+    average: dict[str, Any] | None = None  # the mean of the network over its steps, where the recipe keeps it
 
     @property
     def finished(self) -> bool:
         """Whether the last step has been taken."""
         return self.step >= self.total_steps
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """What the run is for: the mean of the network where there is one, else the network as it stands."""
+        return self.network if self.average is None else self.average
 
 
 def save(checkpoint: Checkpoint, path: Path) -> None:
@@ -107,9 +118,12 @@ def load(path: Path) -> Checkpoint:
             raise RunError(f"{path} has format {content['format']}, this release reads {_FORMAT}")
         raw = content["plan"]
         recipe = Recipe(**{**raw["recipe"], "drops": tuple(raw["recipe"]["drops"])})
-        plan = Plan(**{**raw, "source": Source(**raw["source"]), "recipe": recipe})
+        options = LossOptions(**raw.get("loss_options", {}))  # older runs have none
+        plan = Plan(**{**raw, "source": Source(**raw["source"]), "recipe": recipe, "loss_options": options})
         return Checkpoint(
-            plan=plan, machine=Machine(**content["machine"]), **{name: content[name] for name in _PLAIN}
+            plan=plan,
+            machine=Machine(**content["machine"]),
+            **{name: content[name] for name in _PLAIN if name not in _ADDED or name in content},
         )
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError) as failure:
         raise RunError(f"{path} is not a whole checkpoint: {first_line(failure)}") from failure
@@ -130,7 +144,7 @@ def differences(old: Plan, new: Plan) -> list[str]:
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if name == "source":
+        if name in ("source", "loss_options"):
             flat |= _flat(value)
         elif name == "recipe":
             flat["recipe"] = value["name"]
@@ -151,4 +165,7 @@ _PLAIN = (
     "network",
     "optimizer",
     "history",
+    "epoch_losses",
+    "average",
 )
+_ADDED = {"epoch_losses", "average"}  # not in files of earlier releases

@@ -15,7 +15,8 @@ from typing import Final
 
 from training.commands import OneLineParser, check_out
 from training.exceptions import RunError, TrainingError
-from training.importing import NORMALISATIONS, Imported, Request, import_onnx
+from training.import_inputs import NORMALISATIONS
+from training.importing import Imported, Request, import_onnx
 
 _NORMALISATION_HELP: Final = (
     "what the network takes for a pixel p of 0 to 255: unit p / 255 (default), symmetric p / 127.5 - 1,"
@@ -88,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", type=Path, metavar="DIR", help="unseen images in folders named by label")
     add("--out", type=Path, required=True, help="folder of the bundle, such as models/NAME")
     add("--name", help="the model's name (default: that of the folder)")
+    add("--input", choices=("image", "tensor"), default="image", help="what it takes (default %(default)s)")
+    add("--input-shape", type=_shape, metavar="AxB", help="with --input tensor: a row's, where it is open")
+    add("--input-range", type=_range, metavar="LOW:HIGH", help="with --input tensor: of each of its numbers")
     add("--input-size", type=_size, metavar="HxW", help="needed where the graph leaves it open")
     add("--layout", choices=("NCHW", "NHWC"), help="needed where the graph's shape does not say")
     add("--colour", choices=("RGB", "BGR", "L"), help="order of the channels (default RGB, or L for one)")
@@ -122,6 +126,20 @@ def _size(text: str) -> tuple[int, int]:
     if match is None:
         raise argparse.ArgumentTypeError(f"HEIGHTxWIDTH is expected, such as 224x224, not '{text}'")
     return int(match[1]), int(match[2])
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8}){0,6}", text):
+        raise argparse.ArgumentTypeError(f"sizes with x between them are expected, not '{text}'")
+    return tuple(int(part) for part in text.split("x"))
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = text.split(":")
+        return float(low), float(high)
+    except ValueError as failure:
+        raise argparse.ArgumentTypeError(f"LOW:HIGH is expected, such as 0:29999, not '{text}'") from failure
 
 
 def _numbers(text: str) -> list[float]:

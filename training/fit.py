@@ -1,9 +1,13 @@
 """The command that trains: `python -m training.fit` reads images, trains a network and writes its bundle."""
 
 import argparse
+import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from training import checkpoint as checkpoints
 from training.bundling import write_bundle
@@ -12,34 +16,38 @@ from training.commands import OneLineParser, check_out
 from training.data import PROFILES, split
 from training.exceptions import RunError, TrainingError
 from training.loop import choose_device
-from training.losses import LOSSES, default_tau
-from training.networks import NETWORKS, default_image_size
+from training.losses import LOSSES, LossOptions, default_tau, make_loss
+from training.networks import HEADS, NETWORKS, default_image_size
 from training.progress import Progress
-from training.recipes import COSINE, RECIPES
-from training.run import Stopped, check_room, train
+from training.ranks import Ranks, joined
+from training.recipes import COSINE, OPTIMIZERS, RECIPES, with_optimizer
+from training.run import CHECKPOINT_EVERY_S, Stopped, check_room, train
 from training.sources import DATASETS, read
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 2 refused, 130 stopped by Ctrl-C."""
     options = _parser().parse_args(arguments)
-    progress = Progress()
-    try:
-        return _fit(options, progress)
-    except TrainingError as failure:
-        progress.say(f"training.fit: {failure}")
-        return 2
-    except KeyboardInterrupt:
-        progress.say("training.fit: interrupted")
-        return 130
+    with joined() as ranks:
+        progress = Progress(leads=ranks.leads)
+        try:
+            return _fit(options, progress, ranks)
+        except TrainingError as failure:
+            if ranks.first_to_fail():
+                progress.insist(f"training.fit: {failure}")
+            return 2
+        except KeyboardInterrupt:
+            progress.say("training.fit: interrupted")
+            return 130
 
 
-def _fit(options: argparse.Namespace, progress: Progress) -> int:
+def _fit(options: argparse.Namespace, progress: Progress, ranks: Ranks) -> int:
     out: Path = options.out
     run_folder: Path = options.runs / out.name
     check_out(out, force=options.force)
-    device = choose_device(options.device)
+    device = choose_device(options.device, ranks.place)
     plan = _plan(options)
+    _refuse_early(plan, (run_folder, out.parent))
     saved = run_folder / checkpoints.FILE
     if options.resume and not saved.exists():
         raise RunError(f"--resume: there is no checkpoint {saved}")
@@ -52,13 +60,32 @@ def _fit(options: argparse.Namespace, progress: Progress) -> int:
         f" {len(cut.holdout):,} held out, {len(dataset.test):,} to test; {plan.network} on {device.type}"
     )
     check_room(plan.network, len(dataset.class_labels), (run_folder, out.parent))
-    result = train(plan, dataset, cut, run_folder, device=device, progress=progress, resume=options.resume)
+    result = train(
+        plan,
+        dataset,
+        cut,
+        run_folder,
+        device=device,
+        progress=progress,
+        resume=options.resume,
+        checkpoint_every_s=options.checkpoint_every,
+        ranks=ranks,
+    )
     if isinstance(result, Stopped):
         progress.say(f"stopped after step {result.step}; the same command with --resume goes on")
         return 130
+    if not ranks.leads:
+        return 0
     bundle = write_bundle(result, dataset, cut, out, device, force=options.force)
     print(f"{out} version {bundle.version}")
     return 0
+
+
+def _refuse_early(plan: Plan, folders: tuple[Path, Path]) -> None:
+    """Refuse what can be told before the images are read, as if there were two classes of one image."""
+    cpu = torch.device("cpu")
+    make_loss(plan.loss, (1, 1), plan.tau, cpu, options=plan.loss_options, head=plan.head)
+    check_room(plan.network, 2, folders)
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -66,10 +93,13 @@ def _plan(options: argparse.Namespace) -> Plan:
         raise RunError("--epochs and --steps exclude each other")
     if options.dataset not in DATASETS:
         raise RunError(f"unknown data set '{options.dataset}'; known are {', '.join(DATASETS)}")
-    recipe = RECIPES[options.recipe]
+    recipe = with_optimizer(RECIPES[options.recipe], options.optimizer)
     size = options.image_size
     if size is None and options.dataset == "imagefolder":
         size = default_image_size(options.network)
+    loss_options = LossOptions(
+        **{field.name: getattr(options, field.name) for field in dataclasses.fields(LossOptions)}
+    )
     return Plan(
         source=Source(
             dataset=options.dataset,
@@ -88,6 +118,8 @@ def _plan(options: argparse.Namespace) -> Plan:
         steps=options.steps,
         holdout=options.holdout,
         seed=options.seed,
+        loss_options=loss_options,
+        head=options.head,
     )
 
 
@@ -108,17 +140,43 @@ def _parser() -> argparse.ArgumentParser:
     add("--holdout", type=float, default=0.1, help="share held out for tau and temperature (default 0.1)")
     add("--network", choices=list(NETWORKS), default="resnet32", help="default %(default)s")
     add("--loss", choices=list(LOSSES), default="cross-entropy", help="default %(default)s")
-    add("--tau", type=float, help="tau of the logit-adjusted loss (default 1)")
+    _add_loss_options(parser)
     add("--recipe", choices=list(RECIPES), default=COSINE.name, help="default %(default)s")
+    add("--optimizer", choices=OPTIMIZERS, help="instead of the recipe's; adam peaks at a rate of 1e-3")
     add("--epochs", type=_at_least(1), help="passes over the data (default: the recipe's)")
     add("--steps", type=_at_least(1), help="batches, instead of --epochs")
     add("--seed", type=_at_least(0), default=0, help="default %(default)s")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default %(default)s")
+    add(
+        "--checkpoint-every",
+        type=_seconds,
+        default=CHECKPOINT_EVERY_S,
+        metavar="SECONDS",
+        help="time between checkpoints, 0 for one a step (default %(default)g)",
+    )
     add("--resume", action="store_true", help="go on from the checkpoint in the run folder")
     add("--force", action="store_true", help="replace an existing run and bundle")
     add("--runs", type=Path, default=Path("runs"), help="where checkpoints and logs go (default runs/)")
     add("--out", type=Path, required=True, help="folder of the bundle, such as models/NAME")
     return parser
+
+
+def _add_loss_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--tau", type=float, help="of the logit-adjusted losses (default 1)")
+    add("--tau1", type=float, help="pairwise: D[y, j] = tau2 log p_j - tau1 log p_y (default 1)")
+    add("--tau2", type=float, help="pairwise (default 1)")
+    add("--beta", type=float, help="class-balanced and deferred weights (1 - B) / (1 - B^n) (default 0.9999)")
+    add("--gamma", type=float, help="equalised-mask: chance of leaving a rare class out (default 0.9)")
+    add("--rare-below", type=float, help="equalised: the share below which a class is rare (default 1/(2L))")
+    add("--margin", type=float, help="ldam: the largest margin, on the cosine (default 0.5)")
+    add("--label-smoothing", type=float, help="share of each label spread over all classes (default 0)")
+    add("--deferred-reweighting", action="store_true", help="weigh by class after 0.8 of the steps")
+    add(
+        "--head",
+        choices=list(HEADS),
+        help="normalised: class weights of norm 1 (ldam: cosine)",
+    )
 
 
 def _at_least(smallest: int) -> Callable[[str], int]:
@@ -129,6 +187,13 @@ def _at_least(smallest: int) -> Callable[[str], int]:
         return value
 
     return whole_number
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, zero or more, not {text}")
+    return value
 
 
 if __name__ == "__main__":

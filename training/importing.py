@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
-from pydantic import ValidationError
 
 from bundle import files as bundle_files
 from bundle.manifest import (
@@ -22,13 +21,12 @@ from bundle.manifest import (
     Loss,
     Manifest,
     Metrics,
-    Resize,
+    TensorInput,
 )
 from longtail.adjustment import probabilities
-from longtail.calibration import fit_offset_and_temperature
 from longtail.metrics import balanced_error
 from longtail.priors import PriorError, checked_source_prior, prior_from_counts
-from training.calibrate import calibrate, groups_of
+from training.calibrate import calibrate, groups_of, offset_of, prior_weights
 from training.card import CARD, model_card
 from training.commands import check_out
 from training.exceptions import DataError, RunError
@@ -41,12 +39,15 @@ from training.import_files import (
     read_holdout,
     sums_to_one,
 )
+from training.import_inputs import check_input_options, image_input, input_notes, tensor_input
 from training.onnx_graph import (
     GraphError,
     Signature,
+    TensorSignature,
     output_name,
     read_graph,
     read_signature,
+    read_tensor_signature,
     standardised,
     without_softmax,
 )
@@ -58,13 +59,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from onnx import ModelProto
 
-# (scale, mean, std) of (p * scale - mean) / std, by the name of what reaches the network
-NORMALISATIONS: Final = {
-    "unit": (1 / 255, [0.0], [1.0]),
-    "symmetric": (1 / 255, [0.5], [0.5]),
-    "imagenet": (1 / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-    "raw": (1.0, [0.0], [1.0]),
-}
 _LOSSES: Final = {None: "unknown", "none": "cross-entropy", "log-prior": "logit-adjusted", "fitted": "other"}
 
 
@@ -78,6 +72,9 @@ class Request:
     name: str
     holdout: Path | None = None
     images: Path | None = None
+    input: Literal["image", "tensor"] = "image"
+    input_shape: tuple[int, ...] | None = None
+    input_range: tuple[float, float] | None = None
     input_size: tuple[int, int] | None = None
     layout: Literal["NCHW", "NHWC"] | None = None
     colour: Literal["RGB", "BGR", "L"] | None = None
@@ -105,10 +102,10 @@ class Imported:
 
 @dataclass(frozen=True)
 class _Network:
-    """A graph in the form that bundles hold, tried, and how images come to it."""
+    """A graph in the form that bundles hold, tried, and how images, or rows of another kind, come to it."""
 
     model: ModelProto
-    spec: ImageInput
+    spec: ImageInput | TensorInput
     dtype: str
     runner: Runner
     notes: list[str]
@@ -147,6 +144,7 @@ def _check_options(request: Request) -> None:
         bundle_files.check_name(request.name)
     except bundle_files.BundleError as failure:
         raise RunError(f"--name: {failure.detail}") from failure
+    check_input_options(request)
     if request.holdout is not None and request.images is not None:
         raise RunError("--holdout and --images exclude each other")
     if request.loss_offset == "fitted" and request.holdout is None and request.images is None:
@@ -172,16 +170,19 @@ def _source_prior(classes: Classes, smoothing: float) -> NDArray[np.float64]:
 def _network(request: Request, n_classes: int) -> _Network:
     """Read the graph, find its logits, bring it to the form of bundles and hold it to the original."""
     original = read_graph(request.onnx)
-    signature = read_signature(original, size=request.input_size, layout=request.layout)
-    spec = _input(request, signature)
-    notes = _input_notes(request, signature)
+    signature: Signature | TensorSignature
+    spec: ImageInput | TensorInput
+    if request.input == "tensor":
+        signature = read_tensor_signature(original, request.input_shape)
+        spec, notes = tensor_input(request, signature), []
+    else:
+        signature = read_signature(original, size=request.input_size, layout=request.layout)
+        spec, notes = image_input(request, signature), input_notes(request, signature)
     output = output_name(original, request.output)
     before_softmax = without_softmax(original, output)
     wanted = [output] if before_softmax is None else [before_softmax, output]
-    pixels = probes(spec)
-    answers = Runner(original, wanted, signature.batch).one_by_one(
-        network_input(pixels, spec, signature.dtype)
-    )
+    rows = probes(spec, signature.dtype)
+    answers = Runner(original, wanted, signature.batch).one_by_one(rows)
     answer = answers[0]
     if (
         answer.dtype.kind != "f"
@@ -192,7 +193,7 @@ def _network(request: Request, n_classes: int) -> _Network:
             f"the output '{output}' is {answer.dtype} of shape {['batch', *answer.shape[1:]]};"
             f" {request.classes} names {n_classes} classes, which need float logits [batch, {n_classes}]"
         )
-    logits = answer.reshape(len(pixels), n_classes)
+    logits = answer.reshape(len(rows), n_classes)
     if not np.isfinite(logits).all():
         raise GraphError("the network answers with NaN or infinity; is the normalisation the right one?")
     if before_softmax is not None:
@@ -208,69 +209,23 @@ def _network(request: Request, n_classes: int) -> _Network:
         )
     model = standardised(original, signature, before_softmax or output, answer)
     runner = Runner(model, [model.graph.output[0].name])
-    check_batches(runner, network_input(pixels, spec, signature.dtype), logits)
+    check_batches(runner, rows, logits)
     if signature.batch is not None:
         notes.append(f"the batch of {signature.batch} was made one of any size, tried at 1, 3 and 32")
     return _Network(model, spec, signature.dtype, runner, notes)
-
-
-def _input(request: Request, signature: Signature) -> ImageInput:
-    """Return how images come to the network, from the graph and the options."""
-    colour = request.colour or ("L" if signature.channels == 1 else "RGB")
-    if (colour == "L") != (signature.channels == 1):
-        raise RunError(f"--colour {colour} does not go with the graph's {signature.channels} channels")
-    if request.normalisation is not None and any((request.scale, request.mean, request.std)):
-        raise RunError("--normalisation stands for --scale, --mean and --std: give one or the others")
-    default = "raw" if signature.dtype == "uint8" else "unit"
-    scale, mean, std = NORMALISATIONS[request.normalisation or default]
-    scale = scale if request.scale is None else request.scale
-    mean = _per_channel("--mean", request.mean or mean, signature.channels)
-    std = _per_channel("--std", request.std or std, signature.channels)
-    if signature.dtype == "uint8" and (scale != 1 or any(mean) or set(std) != {1.0}):
-        raise RunError("the graph takes uint8 pixels as they are; it normalises them itself")
-    try:
-        return ImageInput(
-            height=signature.height,
-            width=signature.width,
-            colour=colour,
-            resize=Resize(
-                rule=request.resize, interpolation=request.interpolation, shorter_side=request.shorter_side
-            ),
-            scale=scale,
-            mean=mean,
-            std=std,
-            layout=signature.layout,
-        )
-    except ValidationError as failure:
-        first = failure.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"input {where}: {first['msg']}".replace(" : ", ": ")) from failure
-
-
-def _per_channel(option: str, values: list[float], channels: int) -> list[float]:
-    if len(values) not in (1, channels):
-        raise RunError(
-            f"{option} has {len(values)} numbers, the graph {channels} channels; give 1 or {channels}"
-        )
-    return values * channels if len(values) == 1 else values
-
-
-def _input_notes(request: Request, signature: Signature) -> list[str]:
-    if signature.dtype == "uint8" or request.normalisation or request.scale or request.mean or request.std:
-        return []
-    return ["pixels reach the network as p / 255; if it was trained otherwise, say so with --normalisation"]
 
 
 def _held_out(request: Request, network: _Network, classes: Classes) -> HeldOut:
     """Return the held-out logits and labels; none of either where none were given."""
     if request.holdout is not None:
         return read_holdout(request.holdout, len(classes.labels))
-    if request.images is None:
+    spec = network.spec
+    if request.images is None or isinstance(spec, TensorInput):
         return HeldOut(np.zeros((0, len(classes.labels)), np.float32), np.zeros(0, np.int64))
     files = image_files(request.images, classes.labels)
     rows = [
-        network.runner.run(network_input(images, network.spec, network.dtype))[0]
-        for images in decoded(files, network.spec, max(BATCHES))
+        network.runner.run(network_input(images, spec, network.dtype))[0]
+        for images in decoded(files, spec, max(BATCHES))
     ]
     logits = np.concatenate(rows).astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
@@ -289,19 +244,8 @@ def _offset(
         return offset, "assumed"
     if request.loss_offset != "fitted":
         return offset, "known"
-    fit = fit_offset_and_temperature(
-        held_out.logits, held_out.labels, offset, weights=_weights(held_out, source_prior)
-    )
-    return fit.logit_offset, "fitted"
-
-
-def _weights(held_out: HeldOut, source_prior: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return what each held-out image weighs for their labels to come in the training set's mix.
-
-    A person's labelled images are often balanced, and the logits are calibrated to the source prior only.
-    """
-    seen = np.bincount(held_out.labels, minlength=len(source_prior))
-    return np.asarray((source_prior * len(held_out.labels) / np.maximum(seen, 1))[held_out.labels])
+    weights = prior_weights(held_out.labels, source_prior)
+    return offset_of(offset, "fitted", held_out.logits, held_out.labels, weights)
 
 
 def _calibration_notes(manifest: Manifest) -> list[str]:
@@ -346,7 +290,7 @@ def _manifest(
         source_prior=source_prior,
         groups=groups,
         offset_origin=origin,
-        weights=_weights(held_out, source_prior),
+        weights=prior_weights(held_out.labels, source_prior),
     )
     shown = {0.0, 1.0, fitted.tau, fitted.calibration.tau_by_error}
     graph = network.model.graph

@@ -5,22 +5,29 @@ He et al. (2016), section 4.2, for CIFAR; torchvision's ResNets for larger image
 
 from collections.abc import Callable
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
 from training.exceptions import RunError
+from training.margins import COSINE_SCALE
 
 
-def make_network(name: str, n_classes: int) -> nn.Module:
+def make_network(name: str, n_classes: int, head: str = "linear") -> nn.Module:
     """Return the named network with fresh weights: float32 (B, 3, H, W) in, logits (B, n_classes) out.
 
     Weights are drawn from torch's global generator: seed it first.
     """
-    try:
-        return NETWORKS[name](n_classes)
-    except KeyError:
-        raise RunError(f"unknown network '{name}'; known are {', '.join(NETWORKS)}") from None
+    if name not in NETWORKS:
+        raise RunError(f"unknown network '{name}'; known are {', '.join(NETWORKS)}")
+    if head not in HEADS:
+        raise RunError(f"unknown head '{head}'; known are {', '.join(HEADS)}")
+    network = NETWORKS[name](n_classes)
+    if head != "linear":
+        place = "head" if isinstance(network, CifarResNet) else "fc"
+        setattr(network, place, HEADS[head](getattr(network, place).in_features, n_classes))
+    return network
 
 
 class CifarResNet(nn.Module):
@@ -76,6 +83,37 @@ class _BasicBlock(nn.Module):
         half = self.new_channels // 2
         return functional.relu(out + functional.pad(shortcut, (0, 0, 0, 0, half, self.new_channels - half)))
 
+
+class NormalisedLinear(nn.Linear):
+    """A head whose class weights all have norm 1, without a bias: w_y / |w_y| . h.
+
+    No class can win by the length of its weights, which under SGD follows its count; nor by a bias.
+    """
+
+    def __init__(self, in_features: int, n_classes: int) -> None:
+        super().__init__(in_features, n_classes, bias=False)
+        with torch.no_grad():
+            self.weight.normal_()
+            self.weight.copy_(functional.normalize(self.weight))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (B, n_classes) of features (B, in_features)."""
+        return functional.linear(features, functional.normalize(self.weight))
+
+
+class CosineLinear(NormalisedLinear):
+    """LDAM's head (Cao et al., 2019): s cos(w_y, h), s = 30. What leaves it is s cos, not the bare cosine."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (B, n_classes) of features (B, in_features)."""
+        return COSINE_SCALE * super().forward(functional.normalize(features))
+
+
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {
+    "linear": nn.Linear,
+    "normalised": NormalisedLinear,
+    "cosine": CosineLinear,
+}
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "resnet20": lambda n_classes: CifarResNet(3, n_classes),

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from bundle.files import NEWEST_IR, NEWEST_OPSET, OLDEST_OPSET
+from bundle.manifest import Datatype
 from training.exceptions import TrainingError, first_line
 
 if TYPE_CHECKING:
@@ -28,10 +29,19 @@ if TYPE_CHECKING:
 Layout = Literal["NCHW", "NHWC"]
 
 _MAX_BYTES: Final = 2**31 - 1  # one protobuf message holds no more
-_INPUT_TYPES: Final = {
+_IMAGE_TYPES: Final[dict[int, str]] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
     TensorProto.UINT8: "uint8",
+}
+_TENSOR_TYPES: Final[dict[int, tuple[str, Datatype]]] = {
+    TensorProto.FLOAT: ("float32", "FP32"),
+    TensorProto.FLOAT16: ("float16", "FP16"),
+    TensorProto.DOUBLE: ("float64", "FP64"),
+    TensorProto.UINT8: ("uint8", "UINT8"),
+    TensorProto.INT8: ("int8", "INT8"),
+    TensorProto.INT32: ("int32", "INT32"),
+    TensorProto.INT64: ("int64", "INT64"),
 }
 _PASSING: Final = ("Identity", "Cast", "Dropout")  # what may stand between a Softmax and the output
 
@@ -50,6 +60,23 @@ class Signature:
     channels: int
     height: int
     width: int
+    batch: int | None
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one image in the graph's layout."""
+        image = (self.height, self.width)
+        return (self.channels, *image) if self.layout == "NCHW" else (*image, self.channels)
+
+
+@dataclass(frozen=True)
+class TensorSignature:
+    """What a graph takes that is no image: rows of numbers. `batch` is None where any number goes in."""
+
+    input: str
+    dtype: str
+    datatype: Datatype
+    row_shape: tuple[int, ...]
     batch: int | None
 
 
@@ -89,18 +116,11 @@ def read_signature(
 
     Raises GraphError for what cannot be an image, contradicts the options, or is open and not given.
     """
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    if len(inputs) != 1:
-        names = ", ".join(value.name for value in inputs) or "none"
-        raise GraphError(f"a classifier of images has one input, this graph has {len(inputs)}: {names}")
-    tensor = inputs[0].type.tensor_type
-    if tensor.elem_type not in _INPUT_TYPES:
-        kind = TensorProto.DataType.Name(tensor.elem_type).lower() if tensor.elem_type else "no tensor"
-        raise GraphError(f"the input '{inputs[0].name}' is {kind}; float32, float16 and uint8 can be served")
-    dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
-    if not tensor.HasField("shape") or len(dims) != 4:
-        raise GraphError(f"the input '{inputs[0].name}' has {len(dims)} dimensions; images in a batch have 4")
+    name, number, dims = _input(model)
+    if number not in _IMAGE_TYPES:
+        raise GraphError(f"the input '{name}' is {_kind(number)}; float32, float16 and uint8 can be served")
+    if len(dims) != 4:
+        raise GraphError(f"the input '{name}' has {len(dims)} dimensions; images in a batch have 4")
     found = layout or _layout(dims)
     channels, height, width = (dims[1], dims[2], dims[3]) if found == "NCHW" else (dims[3], dims[1], dims[2])
     if channels not in (1, 3):
@@ -115,8 +135,30 @@ def read_signature(
     chosen = size or (height or 0, width or 0)
     if min(chosen) < 1:
         raise GraphError("the graph takes images without a pixel")
-    dtype = _INPUT_TYPES[tensor.elem_type]
-    return Signature(inputs[0].name, dtype, found, channels, *chosen, dims[0])
+    return Signature(name, _IMAGE_TYPES[number], found, channels, *chosen, dims[0])
+
+
+def read_tensor_signature(model: ModelProto, shape: tuple[int, ...] | None = None) -> TensorSignature:
+    """Return what a graph takes that is no image; `shape` of a row fills in what it leaves open.
+
+    Raises GraphError for a type that cannot be served, and for a shape that is open or contradicted.
+    """
+    name, number, dims = _input(model)
+    if number not in _TENSOR_TYPES:
+        kinds = ", ".join(dtype for dtype, _ in _TENSOR_TYPES.values())
+        raise GraphError(f"the input '{name}' is {_kind(number)}; {kinds} can be served")
+    if len(dims) < 2:
+        raise GraphError(f"the input '{name}' has {len(dims)} dimensions; rows in a batch have 2 or more")
+    wanted = dims[1:] if shape is None else list(shape)
+    if len(wanted) != len(dims) - 1 or any(
+        mine not in (None, given) for mine, given in zip(dims[1:], wanted, strict=True)
+    ):
+        raise GraphError(f"--input-shape {shape} is not what the graph takes: {dims[1:]}")
+    row_shape = tuple(size for size in wanted if size)
+    if len(row_shape) != len(wanted):
+        raise GraphError(f"the graph takes rows of shape {wanted}; say which with --input-shape, as in 16x3")
+    dtype, datatype = _TENSOR_TYPES[number]
+    return TensorSignature(name, dtype, datatype, row_shape, dims[0])
 
 
 def output_name(model: ModelProto, wanted: str | None) -> str:
@@ -148,7 +190,9 @@ def without_softmax(model: ModelProto, output: str) -> str | None:
     return str(node.input[0]) if node is not None and node.op_type == "Softmax" else None
 
 
-def standardised(model: ModelProto, signature: Signature, output: str, answer: NDArray[Any]) -> ModelProto:
+def standardised(
+    model: ModelProto, signature: Signature | TensorSignature, output: str, answer: NDArray[Any]
+) -> ModelProto:
     """Return a copy in the form that bundles hold, its one output the tensor `output`. Raises GraphError.
 
     `answer` is what the original gives at that tensor, to know its type and shape by. The result is a claim,
@@ -163,11 +207,11 @@ def standardised(model: ModelProto, signature: Signature, output: str, answer: N
     _keep_what_leads_to(changed.graph, output)
     if answer.ndim > 2:
         output = _flatten(changed.graph, output)
-    image = (signature.height, signature.width)
-    shape = (signature.channels, *image) if signature.layout == "NCHW" else (*image, signature.channels)
     del changed.graph.input[:], changed.graph.output[:]  # weights listed as inputs, as IR 3 had them, go too
     changed.graph.input.append(
-        helper.make_tensor_value_info(signature.input, _type_number(signature.dtype), ["batch", *shape])
+        helper.make_tensor_value_info(
+            signature.input, _type_number(signature.dtype), ["batch", *signature.row_shape]
+        )
     )
     changed.graph.output.append(
         helper.make_tensor_value_info(
@@ -181,6 +225,22 @@ def standardised(model: ModelProto, signature: Signature, output: str, answer: N
     except onnx.checker.ValidationError as failure:
         raise GraphError(f"the graph cannot be brought to IR {NEWEST_IR}: {first_line(failure)}") from failure
     return changed
+
+
+def _input(model: ModelProto) -> tuple[str, int, list[int | None]]:
+    """Return name, type and dimensions of the one input."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise GraphError(f"a classifier has one input here, this graph has {len(inputs)}: {names}")
+    tensor = inputs[0].type.tensor_type
+    dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim]
+    return inputs[0].name, tensor.elem_type, dims
+
+
+def _kind(number: int) -> str:
+    return str(TensorProto.DataType.Name(number)).lower() if number else "no tensor"
 
 
 def _layout(dims: list[int | None]) -> Layout:
@@ -219,7 +279,7 @@ def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, TensorProto]]:
                     yield node.output[0], attribute.t
 
 
-def _free_batch(graph: onnx.GraphProto, signature: Signature) -> None:
+def _free_batch(graph: onnx.GraphProto, signature: Signature | TensorSignature) -> None:
     """Turn the batch that exporting wrote into constant Reshape targets into one taken from the input."""
     constants = dict(_constants(graph))
     on_pixels = {signature.input}
@@ -295,4 +355,4 @@ def _in_opset_range(model: ModelProto) -> ModelProto:
 
 
 def _type_number(dtype: str) -> int:
-    return next(number for number, name in _INPUT_TYPES.items() if name == dtype)
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))

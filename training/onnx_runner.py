@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import onnx
 
+from bundle.manifest import TensorInput
 from training.exceptions import first_line
 from training.onnx_graph import GraphError
 
@@ -95,8 +96,14 @@ def network_input(pixels: NDArray[np.uint8], spec: ImageInput, dtype: str) -> ND
     return np.ascontiguousarray(ordered.astype(dtype))
 
 
-def probes(spec: ImageInput, n: int = max(BATCHES)) -> NDArray[np.uint8]:
-    """Return images (n, H, W, C) that differ in brightness, colour and detail; the same ones every time."""
+def probes(spec: ImageInput | TensorInput, dtype: str) -> NDArray[Any]:
+    """Return rows as the network takes them, as many as the largest batch; the same ones every time."""
+    n = max(BATCHES)
+    return spec.noise(n) if isinstance(spec, TensorInput) else network_input(_images(spec, n), spec, dtype)
+
+
+def _images(spec: ImageInput, n: int) -> NDArray[np.uint8]:
+    """Return images (n, H, W, C) that differ in brightness, colour and detail."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (n, 4, 4, spec.channels), dtype=np.uint8)
     down, across = np.arange(spec.height) * 4 // spec.height, np.arange(spec.width) * 4 // spec.width

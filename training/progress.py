@@ -1,6 +1,7 @@
 """How a person follows a run: a bar on a terminal, a line an epoch elsewhere, and TensorBoard."""
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,27 +15,38 @@ from torch.utils.tensorboard import SummaryWriter
 from training.checkpoint import Checkpoint
 from training.loop import StepRecord
 
-_BAR_EVERY = 10  # steps between looks at the loss: reading it from a GPU waits for the GPU
+_BAR_EVERY_S = 0.5  # between looks at the loss: reading it from a GPU waits for the GPU
 
 
 class Progress:
-    """Talks on stderr; stdout is for results."""
+    """Talks on stderr; stdout is for results. Says nothing in a process that does not lead."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, leads: bool = True) -> None:
+        self._leads = leads
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self._bar: rich.progress.Progress | None = None
         self._task = rich.progress.TaskID(0)
         self._total_steps = 0
         self._writer: SummaryWriter | None = None
+        self._losses: list[Tensor] = []  # since the bar last moved
+        self._moved_at = 0.0
 
     def say(self, sentence: str) -> None:
         """Print one sentence above the bar."""
+        if self._leads:
+            self.insist(sentence)
+
+    def insist(self, sentence: str) -> None:
+        """Print a sentence whoever leads."""
         self._console.print(sentence, markup=False)
 
     @contextmanager
     def showing(self, start: Checkpoint, folder: Path) -> Iterator[None]:
         """Show a run from its starting point on until the block ends."""
         self._total_steps = start.total_steps
+        if not self._leads:
+            yield
+            return
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -57,18 +69,20 @@ class Progress:
             self._writer.close()
             self._bar = self._writer = None
 
-    def step(self, record: StepRecord, losses: list[Tensor]) -> None:
-        """Move the bar; `losses` are those of the epoch so far."""
+    def step(self, record: StepRecord) -> None:
+        """Move the bar."""
         if self._bar is None or self._bar.disable:
             return
-        if record.step % _BAR_EVERY == 0:
+        self._losses.append(record.loss)
+        if time.monotonic() - self._moved_at >= _BAR_EVERY_S:
             speed = self._bar.tasks[0].speed or 0.0
             self._bar.update(
                 self._task,
                 completed=record.step,
-                loss=float(torch.stack(losses[-50:]).mean()),
+                loss=float(torch.stack(self._losses).mean()),
                 images_per_s=speed * record.images,
             )
+            self._losses, self._moved_at = [], time.monotonic()
 
     def epoch(self, row: dict[str, float]) -> None:
         """Log what the last epoch came to."""
@@ -77,7 +91,7 @@ class Progress:
             for name in ("loss", "rate", "images_per_s"):
                 self._writer.add_scalar(name, row[name], step)
             self._writer.flush()
-        if not self._console.is_terminal:
+        if self._leads and not self._console.is_terminal:
             left = (self._total_steps - step) * row["seconds"] / step
             self.say(
                 f"epoch {row['epoch']:.4g}: loss {row['loss']:.4f}, {row['images_per_s']:.0f} images/s,"

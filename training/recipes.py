@@ -1,12 +1,19 @@
 """How a network is trained, as plain values, so that a checkpoint and a manifest can say it in full."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from training.augment import Augmentation
+from training.exceptions import RunError
+
+OptimizerName = Literal["sgd", "adam"]
+OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with momentum under a warm-up and one schedule.
+    """An optimiser under a warm-up and one schedule.
 
     Everything about time is a share of the run, so that a longer run stretches the same shape. Weight decay
     falls on the weights of convolutions and linear layers only, not on biases and batch normalisation.
@@ -22,6 +29,22 @@ class Recipe:
     momentum: float = 0.9
     nesterov: bool = True
     crop_padding: float = 1 / 8  # of the image's side: 4 pixels at 32
+    optimizer: OptimizerName = "sgd"  # Adam has betas of 0.9 and 0.999 and knows no momentum or nesterov
+    distortion: float = 0.0  # strength of TrivialAugment's operations, 1 for its wide space; 0 without
+    cutout: float = 0.0  # side of the square hidden in each image, as a share of the image's; 0 without
+    small_side: float = 1.0  # the side that images are shrunk to at first, as a share: cheaper steps
+    small_until: float = 0.0  # share of the steps that see images so
+    averaging: float = 0.0  # what a step leaves of the running mean of the weights; 0 keeps the last weights
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What happens to each image on its way to the network."""
+        return Augmentation(self.crop_padding, self.distortion, self.cutout)
+
+    def side(self, image_size: int, step: int, total_steps: int) -> int:
+        """Return the side in pixels that images of `image_size` have at the given step."""
+        small = step < round(self.small_until * total_steps)
+        return max(1, round(self.small_side * image_size)) if small else image_size
 
     def rate(self, step: int, total_steps: int) -> float:
         """Return the learning rate of the given step, counted from 0."""
@@ -33,6 +56,20 @@ class Recipe:
         progress = (step - warm_up_steps) / max(1, total_steps - warm_up_steps)
         return self.peak_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
+
+def with_optimizer(recipe: Recipe, optimizer: OptimizerName | None) -> Recipe:
+    """Return the recipe with another optimiser, None for its own.
+
+    Adam peaks at a rate of 1e-3, under the same schedule and decay: the paper (Figure 1) names neither.
+    """
+    if optimizer is None or optimizer == recipe.optimizer:
+        return recipe
+    if optimizer == "adam":
+        return replace(recipe, optimizer="adam", peak_rate=ADAM_RATE)
+    raise RunError(f"the recipe '{recipe.name}' has a learning rate for Adam, not for SGD")
+
+
+ADAM_RATE = 1e-3
 
 # Our default: one short cosine cycle, within 1.3 points of the paper's 120,000 steps on CIFAR-100-LT.
 COSINE = Recipe("cosine", 40, 128, 0.2, 0.1, (), 5e-4)

@@ -2,14 +2,13 @@
 
 import csv
 import fcntl
-import math
 import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -17,23 +16,29 @@ from types import FrameType
 import numpy as np
 import torch
 
-from longtail.priors import prior_from_counts
 from training import checkpoint as checkpoints
 from training.batches import Batches, MemoryBatches, steps_per_epoch
 from training.checkpoint import Checkpoint, Machine, Plan
+from training.course import Course
 from training.data import Dataset, Split, channel_statistics
 from training.exceptions import RunError
 from training.loop import (
     StepRecord,
     Trainee,
     fit,
-    has_bf16,
+    load_optimizer,
     new_trainee,
     seed_weights,
 )
 from training.losses import make_loss
 from training.networks import count_weights, make_network
 from training.progress import Progress
+from training.ranks import ALONE, Ranks, lost_ranks_reported
+from training.recipes import Recipe
+from training.step import has_bf16
+
+CHECKPOINT_EVERY_S = 30.0
+LOG_COLUMNS = ("epoch", "step", "loss", "rate", "images_per_s", "seconds")
 
 
 @dataclass(frozen=True)
@@ -52,41 +57,74 @@ def train(
     device: torch.device,
     progress: Progress,
     resume: bool,
+    checkpoint_every_s: float = CHECKPOINT_EVERY_S,
+    ranks: Ranks = ALONE,
 ) -> Checkpoint | Stopped:
     """Train what the plan says in the run folder, from its checkpoint or anew, and log as it goes.
 
-    After each epoch, and on the first Ctrl-C or SIGTERM, the checkpoint is replaced whole. Raises RunError.
+    The checkpoint is replaced whole before the first step, then every so many seconds whatever the step, at
+    the end, and on the first Ctrl-C or SIGTERM. Of several ranks the leader alone touches the folder. Raises
+    RunError.
     """
-    source_prior = prior_from_counts(np.bincount(split.trained.labels, minlength=len(dataset.class_labels)))
-    loss = make_loss(plan.loss, source_prior, plan.tau, device)
+    check_shares(plan.recipe, len(split.trained), ranks)
+    n_classes = len(dataset.class_labels)
+    class_counts = np.bincount(split.trained.labels, minlength=n_classes)
+    loss = make_loss(plan.loss, class_counts, plan.tau, device, options=plan.loss_options, head=plan.head)
     seed_weights(plan.seed)
-    trainee = new_trainee(make_network(plan.network, len(dataset.class_labels)), plan.recipe, device)
-    now = _starting_point(plan, dataset, split, device)
+    trainee = new_trainee(make_network(plan.network, n_classes, loss.head), plan.recipe, device)
+    fresh = _starting_point(plan, dataset, split, trainee=trainee, device=device, ranks=ranks)
     try:
-        with _alone_in(folder):
-            if resume:
-                now = _resumed(now, folder / checkpoints.FILE, trainee, progress)
-            else:
-                _clear(folder)
+        with _alone_in(folder) if ranks.leads else nullcontext(), lost_ranks_reported():
+            now = ranks.from_leader(lambda: _start(fresh, folder, progress, resume=resume))
+            _restore(trainee, now)
             batches = _batches(now, split, device)
-            steps = fit(trainee, batches, loss, plan.recipe, total_steps=now.total_steps, seed=plan.seed)
-            epoch_steps = steps_per_epoch(batches.n_images, plan.recipe.batch_size)
+            course = Course(
+                epoch_steps=steps_per_epoch(batches.n_images, plan.recipe.batch_size),
+                total_steps=now.total_steps,
+                seconds=now.seconds,
+                epoch_losses=now.epoch_losses,
+                device=device,
+            )
+            steps = fit(
+                trainee,
+                batches,
+                loss,
+                plan.recipe,
+                total_steps=now.total_steps,
+                seed=plan.seed,
+                ranks=ranks,
+            )
             with progress.showing(now, folder), _interruptions() as interrupted:
-                for row in _rows(steps, epoch_steps, now, progress, interrupted):
-                    now = _at(now, trainee, row)
-                    checkpoints.save(now, folder / checkpoints.FILE)
-                    _write_log(now.history, folder / "log.csv")
-                    progress.epoch(row)
+                saved = _checkpoints(
+                    steps,
+                    course,
+                    trainee,
+                    now,
+                    every_s=checkpoint_every_s,
+                    progress=progress,
+                    interrupted=interrupted,
+                    ranks=ranks,
+                )
+                for now in saved:
+                    if ranks.leads:
+                        _save(now, folder)
     except OSError as failure:
         raise RunError(f"{folder} cannot be used: {failure.strerror or failure}") from failure
     return now if now.finished else Stopped(now.step)
 
 
+def check_shares(recipe: Recipe, n_images: int, ranks: Ranks) -> None:
+    """Refuse a number of ranks that cannot share out a batch evenly: the mean over them would be off."""
+    batch = min(recipe.batch_size, n_images)
+    if batch % ranks.size:
+        raise RunError(f"{ranks.size} processes cannot share a batch of {batch} images evenly")
+
+
 def check_room(network: str, n_classes: int, folders: Iterable[Path]) -> None:
-    """Refuse a run whose checkpoints (weights and momentum, old and new at once) or bundle will not fit."""
+    """Refuse a run whose checkpoints (weights, mean and momentum, old and new) or bundle will not fit."""
     with torch.device("meta"):
         n_weights = count_weights(make_network(network, n_classes))
-    needed = n_weights * 4 * 6 + 20 * 2**20
+    needed = n_weights * 4 * 8 + 20 * 2**20
     for folder in folders:
         existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -99,49 +137,61 @@ def check_room(network: str, n_classes: int, folders: Iterable[Path]) -> None:
             )
 
 
-def _rows(
+def _checkpoints(
     steps: Iterator[StepRecord],
-    epoch_steps: int,
+    course: Course,
+    trainee: Trainee,
     start: Checkpoint,
+    *,
+    every_s: float,
     progress: Progress,
     interrupted: list[int],
-) -> Iterator[dict[str, float]]:
-    """Take the steps; yield a row of the log after each epoch, at the end, and once interrupted."""
-    losses: list[torch.Tensor] = []
-    images, seconds, since = 0, start.seconds, time.monotonic()
+    ranks: Ranks,
+) -> Iterator[Checkpoint]:
+    """Take the steps; yield what is to be saved now and then, at the end, and once interrupted."""
+    now, history, saved_at = start, [*start.history], time.monotonic()
     for record in steps:
-        losses.append(record.loss)
-        images += record.images
-        progress.step(record, losses)
-        if not (record.step % epoch_steps == 0 or record.step == start.total_steps or interrupted):
-            continue
-        mean_loss, elapsed = float(torch.stack(losses).mean()), time.monotonic() - since
-        if not math.isfinite(mean_loss):
-            raise RunError(
-                f"the loss is no longer finite at step {record.step}; the checkpoint before it is kept,"
-                f" try a recipe with a smaller learning rate than {start.plan.recipe.peak_rate}"
-            )
-        seconds += elapsed
-        yield {
-            "epoch": record.step / epoch_steps,
-            "step": record.step,
-            "loss": mean_loss,
-            "rate": record.rate,
-            "images_per_s": images / elapsed,
-            "seconds": seconds,
-        }
-        if interrupted:
+        course.add(record)
+        progress.step(record)
+        stopping = ranks.any(bool(interrupted))
+        saving = stopping or record.step == start.total_steps or time.monotonic() - saved_at >= every_s
+        if saving or course.epoch_ends or course.look_is_due:
+            _check_finite(course, now)
+        if course.epoch_ends:
+            history.append(course.close_epoch())
+            progress.epoch(history[-1])
+        if saving:
+            now = _at(now, trainee, course, history)
+            yield now
+            saved_at = time.monotonic()
+        if stopping:
             return
-        losses, images, since = [], 0, time.monotonic()
 
 
-def _starting_point(plan: Plan, dataset: Dataset, split: Split, device: torch.device) -> Checkpoint:
+def _check_finite(course: Course, last_saved: Checkpoint) -> None:
+    step = course.first_not_finite()
+    if step is not None:
+        raise _diverged(f"the loss is no longer finite at step {step}", last_saved)
+
+
+def _diverged(what: str, last_saved: Checkpoint) -> RunError:
+    return RunError(
+        f"{what}; the checkpoint after step {last_saved.step} is kept, try a recipe with a smaller learning"
+        f" rate than {last_saved.plan.recipe.peak_rate:g}"
+    )
+
+
+def _starting_point(
+    plan: Plan, dataset: Dataset, split: Split, *, trainee: Trainee, device: torch.device, ranks: Ranks
+) -> Checkpoint:
     mean, std = channel_statistics(split.trained.images)
     epoch_steps = steps_per_epoch(len(split.trained), plan.recipe.batch_size)
     total_steps = plan.steps if plan.steps is not None else (plan.epochs or plan.recipe.epochs) * epoch_steps
     return Checkpoint(
         plan=plan,
-        machine=Machine(device.type, torch.get_num_threads(), str(torch.__version__), has_bf16(device)),
+        machine=Machine(
+            device.type, torch.get_num_threads(), str(torch.__version__), has_bf16(device), ranks.size
+        ),
         data_fingerprint=dataset.fingerprint(),
         mean=mean,
         std=std,
@@ -149,8 +199,9 @@ def _starting_point(plan: Plan, dataset: Dataset, split: Split, device: torch.de
         step=0,
         total_steps=total_steps,
         seconds=0.0,
-        network={},
-        optimizer={},
+        network={name: tensor.cpu() for name, tensor in trainee.network.state_dict().items()},
+        optimizer=trainee.optimizer.state_dict(),
+        average=None if trainee.average is None else trainee.average.state,
     )
 
 
@@ -160,12 +211,24 @@ def _batches(now: Checkpoint, split: Split, device: torch.device) -> Batches:
         torch.from_numpy(split.trained.labels).to(device),
         torch.tensor(now.mean, device=device),
         torch.tensor(now.std, device=device),
-        crop_padding=now.plan.recipe.crop_padding,
+        augmentation=now.plan.recipe.augmentation,
     )
 
 
-def _resumed(fresh: Checkpoint, path: Path, trainee: Trainee, progress: Progress) -> Checkpoint:
-    """Put the saved state into the trainee and return it as the new start; RunError if it differs."""
+def _start(fresh: Checkpoint, folder: Path, progress: Progress, *, resume: bool) -> Checkpoint:
+    """Return where the run goes on from: its checkpoint, or a new one in a cleared folder."""
+    if resume:
+        return _resumed(fresh, folder / checkpoints.FILE, progress)
+    for name in (checkpoints.FILE, "log.csv"):
+        (folder / name).unlink(missing_ok=True)
+    if (folder / "tensorboard").exists():
+        shutil.rmtree(folder / "tensorboard")
+    _save(fresh, folder)
+    return fresh
+
+
+def _resumed(fresh: Checkpoint, path: Path, progress: Progress) -> Checkpoint:
+    """Return the saved run; RunError if it is not the one asked for."""
     saved = checkpoints.load(path)
     differing = checkpoints.differences(saved.plan, fresh.plan)
     if differing:
@@ -178,29 +241,42 @@ def _resumed(fresh: Checkpoint, path: Path, trainee: Trainee, progress: Progress
             progress.say(
                 f"resumed with {name} {now} instead of {before}: the weights may differ in the last bits"
             )
-    trainee.network.load_state_dict(saved.network)
-    trainee.optimizer.load_state_dict(saved.optimizer)
-    trainee.step = saved.step
+    if saved.machine.ranks != fresh.machine.ranks:
+        progress.say(
+            f"resumed with {fresh.machine.ranks} ranks instead of {saved.machine.ranks}: batch normalisation"
+            " sees other shares of a batch, and the weights will differ"
+        )
     return saved
 
 
-def _at(before: Checkpoint, trainee: Trainee, row: dict[str, float]) -> Checkpoint:
+def _restore(trainee: Trainee, saved: Checkpoint) -> None:
+    trainee.network.load_state_dict(saved.network)
+    if trainee.average is not None and saved.average is not None:
+        trainee.average.load(saved.average)
+    load_optimizer(trainee, saved.optimizer)
+    trainee.step = saved.step
+
+
+def _at(before: Checkpoint, trainee: Trainee, course: Course, history: list[dict[str, float]]) -> Checkpoint:
+    """Return the run as it stands; RunError if its weights are not fit to be kept."""
+    network = trainee.network.state_dict()
+    if not torch.stack([tensor.isfinite().all() for tensor in network.values()]).all():
+        raise _diverged(f"the weights are no longer finite after step {trainee.step}", before)
     return replace(
         before,
         step=trainee.step,
-        seconds=row["seconds"],
-        network=trainee.network.state_dict(),
+        seconds=course.seconds,
+        network=network,
         optimizer=trainee.optimizer.state_dict(),
-        history=[*before.history, row],
+        average=None if trainee.average is None else trainee.average.state,
+        history=[*history],
+        epoch_losses=course.epoch_losses,
     )
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run left, and nothing else."""
-    for name in (checkpoints.FILE, "log.csv"):
-        (folder / name).unlink(missing_ok=True)
-    if (folder / "tensorboard").exists():
-        shutil.rmtree(folder / "tensorboard")
+def _save(now: Checkpoint, folder: Path) -> None:
+    checkpoints.save(now, folder / checkpoints.FILE)
+    _write_log(now.history, folder / "log.csv")
 
 
 @contextmanager
@@ -238,7 +314,7 @@ def _write_log(history: list[dict[str, float]], path: Path) -> None:
     """Write the whole log anew: a resumed run never holds an epoch twice."""
     scratch = path.with_suffix(".tmp")
     with scratch.open("w", newline="") as file:
-        rows = csv.DictWriter(file, fieldnames=list(history[0]))
+        rows = csv.DictWriter(file, fieldnames=LOG_COLUMNS)
         rows.writeheader()
         rows.writerows(history)
     scratch.replace(path)

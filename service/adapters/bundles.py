@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from bundle.files import BundleError, read
+from bundle.manifest import ImageInput
 from bundle.preprocessing import MAX_PIXELS
 from longtail.priors import checked_source_prior
 from service.adapters import images
@@ -16,16 +17,20 @@ from service.adapters.onnx_engine import ProviderError, build, cores
 from service.adapters.serving_graph import compose
 from service.core.batcher import Batcher, BatchReport, Capacity
 from service.core.decide import Decider
+from service.core.exceptions import Invalid
 from service.core.models import LoadedModel, Models, RefusedBundle
 from service.core.ports import EngineError
-from service.core.records import Group, ModelVersion
+from service.core.records import Group, ModelVersion, WeightNormalisation
 from service.core.watched import WatchedEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from bundle.files import Bundle
+    from bundle.manifest import Manifest
     from service.adapters.onnx_engine import Choice
 
 _log = logging.getLogger("tare.models")
@@ -104,16 +109,30 @@ def load(
         lone_threads=lone_threads,
     )
     engine = WatchedEngine(built, usual_s=built.largest_run_s, lost=lost)
-    decode = partial(images.pixels, spec=bundle.manifest.input, max_pixels=max_pixels)
-    decider = Decider(decode, engine, version.temperature)
+    decider = Decider(_decoder(bundle.manifest, max_pixels), engine, version.temperature)
     hear = None if listen is None else partial(listen, version.name)
     batcher = Batcher(decider.prepare, decider.run, capacity, name=version.name, listen=hear)
     return LoadedModel(version, bundle.manifest, engine, batcher)
 
 
+def _decoder(manifest: Manifest, max_pixels: int) -> Callable[[bytes], NDArray[np.uint8]]:
+    spec, name = manifest.input, manifest.name
+    if isinstance(spec, ImageInput):
+        return partial(images.pixels, spec=spec, max_pixels=max_pixels)
+
+    def refuse(_: bytes) -> NoReturn:
+        raise Invalid(
+            "not-of-images",
+            f"The model {name!r} takes tensors, no images; send them to /v2/models/{name}/infer.",
+        )
+
+    return refuse
+
+
 def version_of(bundle: Bundle) -> ModelVersion:
     """Return what replay needs of a bundle."""
     manifest = bundle.manifest
+    normalised = manifest.weight_normalisation
     return ModelVersion(
         name=manifest.name,
         version=bundle.version,
@@ -124,6 +143,11 @@ def version_of(bundle: Bundle) -> ModelVersion:
         temperature=manifest.temperature,
         tau=manifest.tau,
         groups=tuple(Group(group.name, tuple(group.indices)) for group in manifest.groups),
+        weight_normalisation=None
+        if normalised is None
+        else WeightNormalisation(
+            np.array(normalised.norms), np.array(normalised.biases), normalised.bias, normalised.tau
+        ),
     )
 
 

@@ -10,11 +10,12 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped,u
 from onnx import TensorProto, numpy_helper
 
 from bundle.files import NEWEST_IR, NEWEST_OPSET, OLDEST_OPSET, BundleError
+from bundle.manifest import TensorInput
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from bundle.manifest import Manifest
+    from bundle.manifest import ImageInput, Manifest
 
 _INPUT_TYPES: Final = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT8}
 _OUTPUT_TYPES: Final = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
@@ -86,6 +87,25 @@ def checked_input(graph: onnx.GraphProto, manifest: Manifest) -> onnx.ValueInfoP
     if len(entries) > 1:
         raise BundleError("model-input", f"model.onnx has {len(entries)} inputs; only {name!r} can be fed")
     entry = entries[name]
+    if isinstance(spec, TensorInput):
+        _check_type(entry, spec)
+        _check_shape(entry, spec.row_shape, "as its input's shape")
+    else:
+        _check_image_type(entry, spec)
+        image = spec.row_shape
+        _check_shape(entry, image if spec.layout == "NHWC" else (image[2], *image[:2]), f"({spec.layout})")
+    return entry
+
+
+def _check_type(entry: onnx.ValueInfoProto, spec: TensorInput) -> None:
+    dtype = entry.type.tensor_type.elem_type
+    if dtype != onnx.helper.np_dtype_to_tensor_dtype(spec.dtype):
+        raise BundleError(
+            "model-dtype", f"model.onnx takes {_dtype(dtype)}, the manifest says {spec.datatype}"
+        )
+
+
+def _check_image_type(entry: onnx.ValueInfoProto, spec: ImageInput) -> None:
     dtype = entry.type.tensor_type.elem_type
     if dtype not in _INPUT_TYPES:
         raise BundleError(
@@ -96,24 +116,25 @@ def checked_input(graph: onnx.GraphProto, manifest: Manifest) -> onnx.ValueInfoP
         raise BundleError(
             "model-dtype", "model.onnx takes uint8, so the manifest must say scale 1, mean 0 and std 1"
         )
+
+
+def _check_shape(entry: onnx.ValueInfoProto, expected: tuple[int, ...], what: str) -> None:
+    """Hold the declared shape of an input to batch x `expected`."""
     shape = _shape(entry)
-    image = (spec.height, spec.width, spec.channels)
-    expected = image if spec.layout == "NHWC" else (image[2], *image[:2])
     if shape is None:
-        return entry
-    if len(shape) != 4 or any(
+        return
+    if len(shape) != len(expected) + 1 or any(
         have is not None and have != want for have, want in zip(shape[1:], expected, strict=True)
     ):
         raise BundleError(
             "model-input",
             f"model.onnx takes {_written(shape)}, the manifest says batch x "
-            f"{' x '.join(map(str, expected))} ({spec.layout})",
+            f"{' x '.join(map(str, expected))} {what}",
         )
     if shape[0] is not None:
         raise BundleError(
             "model-batch", f"model.onnx takes batches of {shape[0]} only; export it with a symbolic batch"
         )
-    return entry
 
 
 def checked_output(graph: onnx.GraphProto, manifest: Manifest) -> str:

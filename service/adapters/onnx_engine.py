@@ -17,7 +17,7 @@ import re
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
@@ -155,15 +155,18 @@ class OnnxEngine:
 
     def run(
         self,
-        pixels: NDArray[np.uint8],
+        pixels: NDArray[Any],
         offsets: NDArray[np.float64],
         rows: NDArray[np.int64],
         top_k: int,
+        *,
+        factors: NDArray[np.float64] | None = None,
         alone: bool = False,
     ) -> EngineOutput:
         """Answer a batch: see service.core.ports.Engine. Raises DeviceLostError where the GPU is gone."""
         try:
-            return self._run(self._lone if alone else self._session, pixels, offsets, rows, top_k)
+            session = self._lone if alone else self._session
+            return self._run(session, pixels, offsets, rows, top_k, factors=factors)
         except _FAILURES as failure:
             kind = (
                 DeviceLostError if self._provider != "cpu" and _POISONED.search(str(failure)) else EngineError
@@ -173,16 +176,24 @@ class OnnxEngine:
     def _run(
         self,
         session: onnxruntime.InferenceSession,
-        pixels: NDArray[np.uint8],
+        pixels: NDArray[Any],
         offsets: NDArray[np.float64],
         rows: NDArray[np.int64],
         top_k: int,
+        *,
+        factors: NDArray[np.float64] | None = None,
     ) -> EngineOutput:
         graph, names = self._graph, self._graph.inputs
         images = len(pixels)
         # A row less its largest entry is small where it matters, so float32 keeps the winners exact however
         # far tau spreads the classes; the constant changes no rank and comes back in float64 below.
         shifts = offsets.max(axis=1)
+        scales = None
+        if factors is not None:
+            # A row divided by its largest factor keeps its ranks, and each score its own precision.
+            scales = factors.max(axis=1, keepdims=True)
+            shifts[(factors != 1).any(axis=1)] = 0
+            factors, offsets = factors / scales, offsets / scales
         centred = (offsets - shifts[:, None]).astype(np.float32)
         padded, padded_rows = self._padded(pixels, rows)
         out = graph.outputs
@@ -200,7 +211,7 @@ class OnnxEngine:
                 ],
                 {
                     names.pixels: padded,
-                    names.factors: np.ones_like(centred),
+                    names.factors: np.ones_like(centred) if factors is None else factors.astype(np.float32),
                     names.offsets: centred,
                     names.rows: padded_rows,
                     names.top_k: np.array([min(top_k, graph.n_classes)], dtype=np.int64),
@@ -210,6 +221,8 @@ class OnnxEngine:
         if logits.shape != (images, graph.n_classes):
             raise EngineError(f"the network gives logits of shape {logits.shape} for {images} images")
         whole = scores + shifts[rows][:, None]
+        if scales is not None:
+            whole *= scales[rows]
         plain = plain_score[:, 0] + np.float64(graph.unadjusted_shift)
         return EngineOutput(
             indices=indices,
@@ -222,16 +235,17 @@ class OnnxEngine:
         )
 
     def _padded(
-        self, pixels: NDArray[np.uint8], rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        self, pixels: NDArray[Any], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
         """Fill a batch up to a size that was warmed up, where the provider tunes itself to each size."""
         if self._provider == "cpu":
             return pixels, rows
         missing = next((size for size in self._sizes if size >= len(pixels)), len(pixels)) - len(pixels)
         if not missing:
             return pixels, rows
-        blank = np.zeros((missing, *pixels.shape[1:]), dtype=np.uint8)
-        return np.concatenate([pixels, blank]), np.concatenate([rows, np.zeros(missing, dtype=np.int64)])
+        return np.concatenate([pixels, np.repeat(pixels[:1], missing, axis=0)]), np.concatenate(
+            [rows, np.zeros(missing, dtype=np.int64)]
+        )
 
     def _faster_alone(self, threads: int, lone_threads: int | None) -> onnxruntime.InferenceSession:
         """Return a session of more threads for runs that are alone; the usual one where that is no slower."""
@@ -258,8 +272,7 @@ class OnnxEngine:
         return shortest
 
     def _warm_up(self, session: onnxruntime.InferenceSession, size: int) -> None:
-        noise = np.random.default_rng(0).integers(0, 256, (size, *self._graph.image_shape), dtype=np.uint8)
-        offsets = np.zeros((1, self._graph.n_classes))
+        noise, offsets = self._graph.input.noise(size), np.zeros((1, self._graph.n_classes))
         self._run(session, noise, offsets, np.zeros(size, dtype=np.int64), self._graph.n_classes)
 
 

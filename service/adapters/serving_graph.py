@@ -1,6 +1,7 @@
 """One ONNX graph from raw pixels to ranked classes, composed round a bundle's network when it is loaded.
 
     pixels uint8 (B, H, W, C) -> scale, mean, std, colour, layout -> network -> f
+    (or rows of another kind, as they are -> network -> f)
     s = f * factors[rows] + offsets[rows] -> the K best, and log sum exp((s - max s) / T)
     the same, K = 1, for f + logit_offset (tau = 0)
 
@@ -17,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bundle.files import BundleError
+from bundle.manifest import ImageInput, TensorInput
 from service.adapters.network_checks import (
     check_weights,
     checked_input,
@@ -39,7 +41,8 @@ _OLDEST_IR: Final = 4  # from here on a weight need not be listed as an input
 class Inputs:
     """The names of what the serving graph takes.
 
-    `pixels` uint8 (B, H, W, C); `factors` and `offsets` float32 (R, L), the table of distinct rows; `rows`
+    `pixels` uint8 (B, H, W, C), or rows (B, ...) of another kind;
+    `factors` and `offsets` float32 (R, L), the table of distinct rows; `rows`
     int64 (B,), each image's row; `top_k` int64 (1,), between 1 and L.
     """
 
@@ -76,7 +79,7 @@ class ServingGraph:
     inputs: Inputs
     outputs: Outputs
     n_classes: int
-    image_shape: tuple[int, int, int]
+    input: ImageInput | TensorInput
     temperature: float
     unadjusted_shift: float
     """The largest logit_offset, taken off in the graph: unadjusted_score + this is f + b."""
@@ -116,13 +119,12 @@ def compose(bundle: Bundle) -> ServingGraph:
     _rank(weave, plain, one, unadjusted, manifest)
 
     model = _assembled(network, weave, inputs, outputs, manifest)
-    shape = (manifest.input.height, manifest.input.width, manifest.input.channels)
     return ServingGraph(
         model.SerializeToString(),
         inputs,
         outputs,
         len(manifest.classes),
-        shape,
+        manifest.input,
         manifest.temperature,
         shift,
     )
@@ -130,10 +132,13 @@ def compose(bundle: Bundle) -> ServingGraph:
 
 def _check_numbers(manifest: Manifest) -> None:
     """Refuse what the manifest may say and a float32 cannot: a number that becomes zero or infinite there."""
-    spec, std = manifest.input, np.array(manifest.input.std)
+    spec = manifest.input
     with np.errstate(over="ignore"):
-        positive = np.array([manifest.temperature, spec.scale, *std, *(spec.scale / std)])
-        others = np.array([*manifest.logit_offset, *(np.array(spec.mean) / std)])
+        positive, others = np.array([manifest.temperature]), np.array(manifest.logit_offset)
+        if isinstance(spec, ImageInput):
+            std = np.array(spec.std)
+            positive = np.array([*positive, spec.scale, *std, *(spec.scale / std)])
+            others = np.array([*others, *(np.array(spec.mean) / std)])
     limits = np.finfo(np.float32)
     if not ((positive > limits.tiny) & (positive < limits.max)).all() or (abs(others) > limits.max).any():
         raise BundleError(
@@ -172,9 +177,15 @@ class _Weaver:
 
 
 def _to_network(weave: _Weaver, pixels: str, entry: onnx.ValueInfoProto, manifest: Manifest) -> None:
-    """Append what turns uint8 NHWC RGB pixels p into the network's input: (p * scale - mean) / std."""
+    """Append what turns uint8 NHWC RGB pixels p into the network's input: (p * scale - mean) / std.
+
+    Rows of another kind are taken as they are.
+    """
     spec = manifest.input
     value = pixels
+    if isinstance(spec, TensorInput):
+        weave.add("Identity", [value], entry.name)
+        return
     if spec.colour == "BGR":
         value = weave.add("Gather", [value, weave.constant(np.array([2, 1, 0], dtype=np.int64))], axis=3)
     if spec.layout == "NCHW":  # turned while a pixel is still one byte
@@ -227,7 +238,7 @@ def _assembled(
     graph.initializer.extend(weave.constants)
     graph.input.extend(
         [
-            value(inputs.pixels, TensorProto.UINT8, [batch, spec.height, spec.width, spec.channels]),
+            value(inputs.pixels, helper.np_dtype_to_tensor_dtype(spec.dtype), [batch, *spec.row_shape]),
             value(inputs.factors, TensorProto.FLOAT, [table, n_classes]),
             value(inputs.offsets, TensorProto.FLOAT, [table, n_classes]),
             value(inputs.rows, TensorProto.INT64, [batch]),

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         Prediction,
         PriorVersion,
         Receipt,
+        StoredLogits,
         StoredPrediction,
     )
 
@@ -198,7 +199,7 @@ class SqlStore:
 
     async def recorded_logits(
         self, model: ModelVersion, since: datetime | None, until: datetime | None
-    ) -> AsyncIterator[NDArray[np.float16]]:
+    ) -> AsyncIterator[StoredLogits]:
         """Yield the logits of every prediction of a window in blocks, oldest first."""
         rows, place = await self._read(sql_predictions.logits_block, model, since, until, after=None)
         yield rows

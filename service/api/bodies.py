@@ -2,9 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+import zlib
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 from fastapi import Depends, Request
@@ -15,9 +17,11 @@ from service.api.problems import BY_INDEX, BY_LABEL, field_errors
 from service.core.exceptions import Invalid, Malformed, Overloaded, TooLarge
 
 _BIG_JSON_BYTES: Final = 1 << 18
+_WINDOWS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}  # which header zlib expects
 
 Model = TypeVar("Model", bound=BaseModel)
 Answer = TypeVar("Answer")
+Read = TypeVar("Read")
 
 
 class RequestModel(BaseModel):
@@ -52,15 +56,15 @@ Numbers = Annotated[
 class Intake:
     """How many bytes the service takes: a body at most `max_body_bytes`, all in flight `max_held_bytes`.
 
-    A body that does not arrive within `patience_s` is given up. `big_json` lets one large JSON body be parsed
-    at a time, for what is parsed can take twenty times the memory of its text.
+    A body that does not arrive within `patience_s` is given up. `heavy` lets one large body at a time be
+    parsed or inflated: what comes of it can take twenty times the memory, or a thousand.
     """
 
     max_body_bytes: int
     max_held_bytes: int
     patience_s: float = 120.0
     held_bytes: int = 0
-    big_json: asyncio.Lock = field(default_factory=asyncio.Lock)
+    heavy: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @asynccontextmanager
@@ -129,6 +133,29 @@ async def _gone(request: Request) -> None:
         pass
 
 
+@asynccontextmanager
+async def inflated(request: Request, data: bytes) -> AsyncIterator[bytes]:
+    """Undo the Content-Encoding, gzip or deflate; what comes out counts as held until the block ends.
+
+    Raises TooLarge beyond the limit of a body, however small it came, and Malformed for other encodings, what
+    does not decompress, is cut off, or goes on after its end.
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding == "identity":
+        yield data
+        return
+    intake: Intake = request.app.state.intake
+    async with intake.heavy:
+        whole = await asyncio.to_thread(_inflated, data, encoding, intake)
+    intake.held_bytes += len(whole)
+    try:
+        if intake.held_bytes > intake.max_held_bytes:
+            raise intake_is_full()
+        yield whole
+    finally:
+        intake.held_bytes -= len(whole)
+
+
 def json_body(model: type[BaseModel]) -> Any:
     """Return the FastAPI dependency that reads this model from a JSON body.
 
@@ -138,15 +165,20 @@ def json_body(model: type[BaseModel]) -> Any:
     """
 
     async def read(request: Request) -> BaseModel:
-        intake: Intake = request.app.state.intake
         async with whole_body(request) as data:
-            if len(data) < _BIG_JSON_BYTES:
-                return parse(model, data)
-            async with intake.big_json:
-                return await asyncio.to_thread(parse, model, data)
+            return await beside_the_loop(request, len(data), partial(parse, model, data))
 
     read.json_model = model  # type: ignore[attr-defined]
     return Depends(read)
+
+
+async def beside_the_loop(request: Request, json_bytes: int, read: Callable[[], Read]) -> Read:
+    """Return what `read` makes of this many bytes of JSON; many are read on a thread, one body at a time."""
+    if json_bytes < _BIG_JSON_BYTES:
+        return read()
+    intake: Intake = request.app.state.intake
+    async with intake.heavy:
+        return await asyncio.to_thread(read)
 
 
 def json_model_of(call: object) -> type[BaseModel] | None:
@@ -178,6 +210,24 @@ def parse(model: type[Model], data: bytes) -> Model:
         raise _malformed() from failure
     except ValueError as failure:  # Python reads no integer of thousands of digits
         raise Invalid("invalid-field", "The body holds an integer that is out of all range.") from failure
+
+
+def _inflated(data: bytes, encoding: str, intake: Intake) -> bytes:
+    if encoding not in _WINDOWS:
+        raise Malformed(
+            "malformed-encoding",
+            f"Content-Encoding {encoding[:40]} is not taken; send gzip, deflate or none.",
+        )
+    inflate = zlib.decompressobj(_WINDOWS[encoding])
+    try:
+        whole = inflate.decompress(data, intake.max_body_bytes + 1)
+    except zlib.error as failure:
+        raise Malformed("malformed-encoding", f"The body is not {encoding}.") from failure
+    if len(whole) > intake.max_body_bytes:
+        _too_large(intake)
+    if not inflate.eof or inflate.unused_data:
+        raise Malformed("malformed-encoding", f"The body is not one whole {encoding} stream.")
+    return whole
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
 from service.api.bodies import json_model_of
-from service.api.problems import MEDIA_TYPE
+from service.api.problems import MEDIA_TYPE, in_v2
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,6 +32,14 @@ _PROBLEM: Final = {
         "detail": {"type": "string", "description": "One sentence that says what to do."},
         "code": {"type": "string", "description": "Stable, for programs."},
     },
+}
+
+_V2_ERROR: Final = {
+    "type": "object",
+    "title": "V2Error",
+    "description": "What the Open Inference Protocol answers in place of a problem.",
+    "required": ["error"],
+    "properties": {"error": {"type": "string"}},
 }
 
 _REQUEST_ID: Final = {
@@ -59,26 +67,25 @@ def describe(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
     )
     schemas.update(definitions.get("$defs", {}))
     schemas["Problem"] = _PROBLEM
+    schemas["V2Error"] = _V2_ERROR
     for gone in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form, which we never answer
         schemas.pop(gone, None)
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             body = bodies.get((path, method))
             if body is not None:
-                schema = references[body, "validation"]
-                operation["requestBody"] = {
-                    "required": True,
-                    "content": {"application/json": {"schema": schema}},
-                }
-            _add_problems(operation["responses"])
+                sent = operation.setdefault("requestBody", {"required": True, "content": {}})
+                sent["content"]["application/json"] = {"schema": references[body, "validation"]}
+            _add_problems(operation["responses"], v2=in_v2(path))
     return document
 
 
-def _add_problems(responses: dict[str, Any]) -> None:
+def _add_problems(responses: dict[str, Any], *, v2: bool) -> None:
     responses.pop("422", None)
+    kind, model = ("application/json", "V2Error") if v2 else (MEDIA_TYPE, "Problem")
     responses["default"] = {
         "description": "A problem",
-        "content": {MEDIA_TYPE: {"schema": {"$ref": _REFS.format(model="Problem")}}},
+        "content": {kind: {"schema": {"$ref": _REFS.format(model=model)}}},
     }
     for response in responses.values():
         response["headers"] = {**response.get("headers", {}), **_REQUEST_ID}

@@ -22,9 +22,10 @@ from service.api.answers import predict_answer, server_timing
 from service.api.bodies import body_too_late, intake_is_full
 from service.api.envelope import CLIENT_LEFT, Exchange, request_id
 from service.api.parameters import DEADLINE_HEADER, Milliseconds, Name, Tau, TopK
-from service.api.predict import Included, MethodName, offered
+from service.api.predict import Included
 from service.api.problems import PROBLEM_CODE, internal, refused
 from service.core.exceptions import Refusal
+from service.core.records import Method
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +50,7 @@ _QUERY: Final[dict[str, TypeAdapter[Any]]] = {
     "top_k": TypeAdapter(TopK),
     "priors": TypeAdapter(Name),
     "model": TypeAdapter(Name),
-    "method": TypeAdapter(MethodName),
+    "method": TypeAdapter(Method),
     "include": TypeAdapter(Included),
 }
 _MILLISECONDS: Final = TypeAdapter(Milliseconds)
@@ -119,7 +120,7 @@ class Express:
             model = self._models.get(asked.get("model"))
             adjustment = self.predictor.adjustment_for(
                 model,
-                method=offered(asked.get("method", "logit-adjustment")),
+                method=asked.get("method", "logit-adjustment"),
                 tau=asked.get("tau"),
                 priors_name=asked.get("priors"),
             )

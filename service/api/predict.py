@@ -11,10 +11,8 @@ from service.api.bodies import unless_abandoned, whole_body
 from service.api.forms import images_of
 from service.api.parameters import DeadlineHeader, ModelQuery, PriorsQuery, TauQuery, TopKQuery
 from service.api.parts import PartsDep
-from service.core.exceptions import Invalid
 from service.core.records import Method
 
-MethodName = Literal["logit-adjustment", "weight-normalisation", "none"]
 Included = Literal["logits"]
 
 router = APIRouter(tags=["decisions"])
@@ -51,7 +49,7 @@ async def predict(
     top_k: TopKQuery = 5,
     priors: PriorsQuery = None,
     model: ModelQuery = None,
-    method: Annotated[MethodName, Query()] = "logit-adjustment",
+    method: Annotated[Method, Query()] = "logit-adjustment",
     include: Annotated[Included | None, Query()] = None,
     deadline_ms: DeadlineHeader = None,
 ) -> Response:
@@ -61,7 +59,7 @@ async def predict(
     the first frame, upright. One file that cannot be taken fails the request and names its `position`.
     """
     loaded = parts.models.get(model)
-    adjustment = parts.predictor.adjustment_for(loaded, method=offered(method), tau=tau, priors_name=priors)
+    adjustment = parts.predictor.adjustment_for(loaded, method=method, tau=tau, priors_name=priors)
     shape = partial(predict_answer, loaded.version, adjustment, logits=include == "logits")
     async with whole_body(request) as body:
         images = images_of(body, request.headers.get("content-type", ""))
@@ -77,14 +75,3 @@ async def predict(
             ),
         )
     return Response(answer, media_type="application/json", headers={"Server-Timing": server_timing(stages)})
-
-
-def offered(method: MethodName) -> Method:
-    """Return the method if this model's bundle has it. Raises Invalid."""
-    if method == "weight-normalisation":
-        raise Invalid(
-            "method-not-offered",
-            "method: this model's bundle has no weight normalisation; use logit-adjustment or none.",
-            parameter="method",
-        )
-    return method

@@ -72,8 +72,10 @@ def problem(
     """Return the answer, and leave its code in the request's scope."""
     scope[PROBLEM_CODE] = code
     path: str = scope["path"]
-    if path == "/v2" or path.startswith("/v2/"):  # the Open Inference Protocol has a form of its own
-        return Response(_encoded({"error": detail}), status, headers, "application/json")
+    if in_v2(path):  # the Open Inference Protocol has a form of its own, of one text
+        position = (fields or {}).get("position")
+        text = detail if position is None else f"Input {position}, counted from 0: {detail}"
+        return Response(_encoded({"error": text}), status, headers, "application/json")
     content = {
         "type": f"urn:tare:problem:{code}",
         "title": code.replace("-", " ").capitalize(),
@@ -83,6 +85,11 @@ def problem(
         **(fields or {}),
     }
     return Response(_encoded(content), status, headers, MEDIA_TYPE)
+
+
+def in_v2(path: str) -> bool:
+    """Return whether this path belongs to the Open Inference Protocol."""
+    return path == "/v2" or path.startswith("/v2/")
 
 
 def install(app: FastAPI) -> None:

@@ -81,11 +81,10 @@ class LoadedModel:
         return Unavailable("engine-silent", f"The engine of {self.name} does not answer.")
 
     def _run_blank(self, canary: asyncio.Future[None], images: int) -> None:
-        spec = self.manifest.input
         failure: EngineError | None = None
         try:
             self.engine.run(
-                np.zeros((images, spec.height, spec.width, spec.channels), dtype=np.uint8),
+                self.manifest.input.noise(images),
                 np.zeros((1, len(self.version.labels))),
                 np.zeros(images, dtype=np.int64),
                 1,
@@ -166,7 +165,9 @@ class Models:
         for entry in self.refused:
             if entry.name == name:
                 raise Unavailable(entry.code, f"The model {name!r} cannot run: {entry.detail}.")
-        raise NotFound("model-not-found", f"There is no model {name!r}; GET /models lists those there are.")
+        raise NotFound(
+            "model-not-found", f"There is no model {name[:64]!r}; GET /models lists those there are."
+        )
 
     def all(self) -> tuple[LoadedModel, ...]:
         """Every loaded model, by name."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         PriorVersion,
         Receipt,
         Stages,
+        StoredLogits,
         StoredPrediction,
     )
 
@@ -30,8 +31,9 @@ class EngineOutput:
     """What an engine answers for a batch of B images, K classes each, in the batch's order.
 
     `indices` int64 and `scores` float64 are (B, K), best first, ties to the lower index; `log_partition` is
-    logsumexp(s / T), float64 (B,); `unadjusted_*` the same at tau = 0, one class each, (B,); `logits` is f,
-    float32 (B, L). A row whose f is not finite means nothing; the others stand.
+    logsumexp(s / T), float64 (B,), and means nothing where a factor is not 1; `unadjusted_*` the same at
+    tau = 0, one class each, (B,); `logits` is f, float32 (B, L). A row whose f is not finite means nothing;
+    the others stand.
     """
 
     indices: NDArray[np.int64]
@@ -52,16 +54,19 @@ class Engine(Protocol):
 
     def run(
         self,
-        pixels: NDArray[np.uint8],
+        pixels: NDArray[Any],
         offsets: NDArray[np.float64],
         rows: NDArray[np.int64],
         top_k: int,
+        *,
+        factors: NDArray[np.float64] | None = None,
         alone: bool = False,
     ) -> EngineOutput:
-        """Answer a batch: pixels (B, H, W, C); image i is ranked by f + offsets[rows[i]], offsets (R, L).
+        """Answer a batch: pixels uint8 (B, H, W, C), or rows of another kind.
 
-        K is `top_k` cut to L. `alone` says that nothing else runs or waits, so that the cores are free.
-        Blocks the calling thread. Raises EngineError where the engine itself fails.
+        Row i is ranked by f * factors[rows[i]] + offsets[rows[i]], both (R, L); factors are above zero, None
+        is for ones. K is `top_k` cut to L. `alone` says that nothing else runs or waits, so that the cores
+        are free. Blocks the calling thread. Raises EngineError where the engine itself fails.
         """
 
 
@@ -171,7 +176,7 @@ class Store(Protocol):
 
     def recorded_logits(
         self, model: ModelVersion, since: datetime | None, until: datetime | None
-    ) -> AsyncIterator[NDArray[np.float16]]:
+    ) -> AsyncIterator[StoredLogits]:
         """The logits of every prediction of one model version, labelled or not, in such blocks of (n, L)."""
 
     async def traffic(

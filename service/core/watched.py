@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from service.core.ports import DeviceLostError, EngineError
 
@@ -84,10 +84,12 @@ class WatchedEngine:
 
     def run(
         self,
-        pixels: NDArray[np.uint8],
+        pixels: NDArray[Any],
         offsets: NDArray[np.float64],
         rows: NDArray[np.int64],
         top_k: int,
+        *,
+        factors: NDArray[np.float64] | None = None,
         alone: bool = False,
     ) -> EngineOutput:
         """Answer a batch: see service.core.ports.Engine."""
@@ -95,7 +97,7 @@ class WatchedEngine:
         with self._lock:
             self._running[thread] = started
         try:
-            answer = self._engine.run(pixels, offsets, rows, top_k, alone)
+            answer = self._engine.run(pixels, offsets, rows, top_k, factors=factors, alone=alone)
         except EngineError as failure:
             self._failure = Failure(str(failure), len(pixels))
             if isinstance(failure, DeviceLostError) and self._lost is not None:

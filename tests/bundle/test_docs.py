@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from bundle.manifest import ImageInput, Manifest
+from bundle.manifest import ImageInput, Manifest, TensorInput
 from bundle.preprocessing import MAX_PIXELS
 from training.export import main
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("field", [*Manifest.model_fields, *ImageInput.model_fields])
+@pytest.mark.parametrize(
+    "field", [*Manifest.model_fields, *ImageInput.model_fields, *TensorInput.model_fields]
+)
 def test_every_field_of_the_manifest_is_explained(field: str) -> None:
     assert f"`{field}`" in (DOCS / "bundles.md").read_text()
 

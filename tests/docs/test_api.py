@@ -2,17 +2,21 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests import tiny
 from tests.docs import commands
 from tests.process import Service
 from tests.tiny import png
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.slow
@@ -26,5 +30,11 @@ def test_every_command_runs_as_it_stands(tmp_path, tiny_models):
         noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         (tmp_path / "docs" / "example.png").write_bytes(png(noise))
         commands.run(BLOCKS, service, tmp_path)
+        (snippet,) = SNIPPETS
+        here = snippet.replace("127.0.0.1:8000", f"127.0.0.1:{service.port}")
+        done = subprocess.run(
+            [sys.executable, "-c", here], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert any(label in done.stdout for label in tiny.LABELS)
     finally:
         service.close()

@@ -14,6 +14,7 @@ from longtail.calibration import (
     fit_offset_and_temperature,
     fit_temperature,
     log_loss,
+    squared_error,
 )
 from longtail.metrics import expected_calibration_error
 
@@ -30,6 +31,17 @@ def held_out(n=2_000, n_classes=6, temperature=1.6, seed=0, offset=None):
 
 
 # Losses
+
+
+def test_the_squared_error_is_brier_s_and_weights_count_as_copies():
+    rng = np.random.default_rng(6)
+    p, y = rng.dirichlet(np.ones(4), 30), rng.integers(0, 4, 30)
+    assert squared_error(p, y) == pytest.approx(((p - np.eye(4)[y]) ** 2).sum(axis=1).mean())
+    copies = rng.integers(1, 4, 30)
+    assert squared_error(p, y, copies) == pytest.approx(
+        squared_error(np.repeat(p, copies, axis=0), np.repeat(y, copies))
+    )
+    assert squared_error(np.eye(3), [0, 1, 2]) == 0
 
 
 def test_log_loss_is_scikit_learns_weighted_or_not():

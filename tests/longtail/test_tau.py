@@ -3,14 +3,20 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from sklearn.metrics import recall_score
 
 from longtail.calibration import fit_temperature
 from longtail.intervals import largest_variance
-from longtail.metrics import class_errors, group_members, groups_by_count
+from longtail.metrics import (
+    balanced_error,
+    class_errors,
+    expected_calibration_error,
+    group_members,
+    groups_by_count,
+)
 from longtail.priors import PriorError, prior_from_counts, uniform_prior
-from longtail.tau import GRID, choose_tau, tau_curve
+from longtail.tau import GRID, choose_normalisation_tau, choose_tau, normalisation_curve, tau_curve
 
 N_CLASSES = 8
 COUNTS = np.array([500, 250, 120, 60, 40, 20, 10, 6])
@@ -179,6 +185,68 @@ def test_under_a_uniform_source_all_tau_are_equal_and_the_smallest_is_taken():
 def test_a_choice_on_labels_without_a_best_temperature_says_so():
     f, _ = held_out(n=50)
     assert not choose_tau(f, f.argmax(axis=1), SOURCE, [0, 1]).converged
+
+
+def test_the_rule_balanced_error_takes_the_least_error_on_the_grid():
+    f, labels = held_out(n=400, temperature=1.7)
+    chosen = choose_tau(f, labels, SOURCE, rule="balanced-error")
+    assert chosen.tau == chosen.tau_by_error != choose_tau(f, labels, SOURCE).tau
+    assert chosen.rule == "balanced-error"
+
+
+@pytest.mark.parametrize("rule", ["calibration-log-loss", "calibration-squared-error", "calibration-ece"])
+def test_a_rule_of_calibration_finds_the_temperature_of_exact_logits(rule):
+    f, labels = held_out(n=8_000, temperature=1.5)
+    chosen = choose_tau(f, labels, SOURCE, rule=rule)
+    assert chosen.tau == pytest.approx(1.5, rel=0.1)
+    assert chosen.rule == rule
+
+
+def test_rules_of_calibration_measure_the_posterior_under_the_source_prior():
+    f, labels = held_out(n=300, temperature=1.5)
+    truth = np.eye(N_CLASSES)[labels]
+    measures = {
+        "calibration-log-loss": lambda p: -np.log(p[np.arange(300), labels]).mean(),
+        "calibration-squared-error": lambda p: ((p - truth) ** 2).sum(axis=1).mean(),
+        "calibration-ece": lambda p: expected_calibration_error(p, labels, SOURCE),
+    }
+    for rule, measure in measures.items():
+        values = [measure(softmax(f / tau, axis=1)) for tau in GRID[1:]]
+        assert choose_tau(f, labels, SOURCE, rule=rule).tau == GRID[1 + int(np.argmin(values))]
+
+
+def test_weights_make_up_for_another_mix_of_labels_in_calibration():
+    f, labels = held_out(n=8_000, temperature=1.5)
+    few = np.flatnonzero((labels != 0) | (np.arange(8_000) % 4 == 0))  # class 0 thinned out
+    weights = np.where(labels[few] == 0, 4.0, 1.0)
+    right = choose_tau(f[few], labels[few], SOURCE, rule="calibration-log-loss", weights=weights)
+    assert right.tau == pytest.approx(1.5, rel=0.1)
+
+
+def test_tau_of_weight_normalisation_is_chosen_by_what_it_ranks():
+    f, labels = held_out(n=2_000)
+    norms, biases = np.linspace(2, 0.7, N_CLASSES), np.linspace(-1, 1, N_CLASSES)
+    for bias in ("divide", "keep", "drop"):
+        curve = normalisation_curve(f, labels, norms, GRID, biases=biases, bias=bias)
+        errors = []
+        for tau in GRID:
+            scaled = f / norms**tau if bias == "divide" else (f - biases) / norms**tau
+            scores = scaled + biases if bias == "keep" else scaled
+            errors.append(balanced_error(labels, scores.argmax(axis=1), N_CLASSES))
+        np.testing.assert_allclose([point.balanced.error for point in curve], errors, atol=1e-12)
+        chosen = choose_normalisation_tau(
+            f, labels, norms, biases=biases, bias=bias, rule="balanced-error", groups={"all": [0, 1]}
+        )
+        assert chosen.tau == GRID[int(np.argmin(errors))]
+        assert set(chosen.curve[0].groups) == {"all"}
+        by_loss = choose_normalisation_tau(f, labels, norms, biases=biases, bias=bias)
+        assert by_loss.tau == GRID[int(by_loss.log_losses.argmin())]
+
+
+def test_an_unknown_rule_lists_those_there_are():
+    f, labels = held_out(n=50)
+    with pytest.raises(ValueError, match=r"'luck'.*class-mean-log-loss.*calibration-ece"):
+        choose_tau(f, labels, SOURCE, rule="luck")
 
 
 @pytest.mark.parametrize("grid", [[], [1, 0], [0, 0]])

@@ -86,7 +86,7 @@ def test_the_document_describes_every_route_its_body_and_its_answer(client):
             assert good, (method, path)
             for status in good:
                 if status != "204":
-                    (content,) = operation["responses"][status]["content"].values()
+                    content = next(iter(operation["responses"][status]["content"].values()))
                     assert content["schema"], (method, path)
             assert "default" in operation["responses"]
     references = set(re.findall(r'"#/components/schemas/([^"]+)"', client.get("/openapi.json").text))

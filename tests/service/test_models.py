@@ -148,7 +148,7 @@ class FakeEngine:
         self.gate.set()
         self.runs = 0
 
-    def run(self, pixels, offsets, rows, top_k, alone):
+    def run(self, pixels, offsets, rows, top_k, *, factors=None, alone=False):
         self.runs += 1
         self.images = len(pixels)
         assert self.gate.wait(30)

@@ -152,7 +152,7 @@ def test_a_lone_run_on_more_threads_gives_the_same_answer(graph):
     engine = OnnxEngine(graph, "cpu", largest_batch=4, lone_threads=2)
     assert engine._lone is not engine._session
     table, rows = RNG.normal(0, 20, (1, 6)), np.zeros(1, dtype=np.int64)
-    usual, alone = (engine.run(PIXELS[:1], table, rows, 6, alone) for alone in (False, True))
+    usual, alone = (engine.run(PIXELS[:1], table, rows, 6, alone=alone) for alone in (False, True))
     np.testing.assert_array_equal(usual.indices, alone.indices)
     np.testing.assert_allclose(usual.logits, alone.logits, atol=1e-5)
 

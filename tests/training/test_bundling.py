@@ -21,6 +21,7 @@ from training.bundling import (
 from training.data import split
 from training.evaluate import evaluate
 from training.exceptions import BundleError, RunError
+from training.losses import LossOptions
 from training.networks import make_network
 from training.npz import read_npz
 
@@ -156,3 +157,7 @@ def test_the_command_in_the_card_parses_to_the_same_plan(checkpoint, tmp_path):
     words = training_command(checkpoint.plan, tmp_path / "tiny").split()[3:]
     plan = _plan(_parser().parse_args(words))
     assert replace(plan, source=checkpoint.plan.source) == checkpoint.plan
+    options = LossOptions(tau1=0.5, label_smoothing=0.1, deferred_reweighting=True)
+    other = replace(checkpoint.plan, loss="pairwise", tau=None, loss_options=options, head="normalised")
+    plan = _plan(_parser().parse_args(training_command(other, tmp_path / "tiny").split()[3:]))
+    assert replace(plan, source=other.source) == other

@@ -5,7 +5,7 @@ import pytest
 
 from longtail.adjustment import scores
 from longtail.metrics import balanced_error
-from training.calibrate import calibrate, errors_at, groups_of
+from training.calibrate import calibrate, errors_at, groups_of, offset_of, prior_weights
 
 COUNTS = np.array([900, 300, 100, 99, 21, 20, 1])
 PRIOR = COUNTS / COUNTS.sum()
@@ -90,3 +90,38 @@ def test_a_class_without_an_image_has_no_error_and_the_mean_says_how_many_it_cov
     few = next(mean for mean in point.groups if mean.group == "few")
     assert (few.error, few.low, few.high, few.labels) == (None, 0, 1, 0)
     assert (point.balanced_error.classes, point.balanced_error.classes_with_labels) == (7, 6)
+
+
+def test_a_known_offset_is_kept_whatever_the_held_out_images_say():
+    logits, labels = sample(2_000, np.log(PRIOR), 1.0)
+    assert offset_of(np.zeros(7), "known", logits, labels) == (pytest.approx(np.zeros(7)), "known")
+
+
+def test_an_offset_to_be_fitted_is_found_and_held_near_its_start_where_labels_are_few():
+    offset = np.array([0.0, 0.4, -0.8, 0.5, -1.0, 0.7, 3.0])
+    logits, labels = sample(20_000, offset, 1.0)
+    found, origin = offset_of(np.zeros(7), "fitted", logits, labels)
+    assert origin == "fitted"
+    often = PRIOR > 0.01
+    np.testing.assert_allclose(
+        (found - found[0])[often], (offset - offset[0])[often], atol=0.15
+    )  # 280 labels or more a class
+    few, origin = offset_of(np.zeros(7), "fitted", logits[:300], labels[:300])
+    assert origin == "fitted"
+    assert np.abs(few - few[0]).max() < 0.5 * np.ptp(offset)  # not a label of the class that is 3 off
+
+
+def test_an_offset_that_nothing_can_be_fitted_on_stays_and_is_called_assumed():
+    start = np.arange(7.0)
+    for logits, labels in (
+        (np.empty((0, 7)), np.empty(0, dtype=np.int64)),
+        (20 * np.eye(7), np.arange(7)),  # each label is its row's maximum: no finite temperature is best
+    ):
+        found, origin = offset_of(start, "fitted", logits, labels)
+        assert (found.tolist(), origin) == (start.tolist(), "assumed")
+
+
+def test_weights_bring_balanced_labels_to_the_training_mix():
+    labels = np.repeat(np.arange(7), 30)
+    weights = prior_weights(labels, PRIOR)
+    np.testing.assert_allclose(np.bincount(labels, weights) / weights.sum(), PRIOR)

@@ -22,7 +22,7 @@ from service.adapters.onnx_engine import OnnxEngine
 from service.adapters.serving_graph import compose
 from tests.training import graphs
 from training.export import main
-from training.importing import NORMALISATIONS
+from training.import_inputs import NORMALISATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

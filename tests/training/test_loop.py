@@ -6,23 +6,26 @@ import numpy as np
 import pytest
 import torch
 
+from training.augment import Augmentation
 from training.batches import MemoryBatches, Share, steps_per_epoch
 from training.loop import (
     choose_device,
     fit,
-    has_bf16,
     new_trainee,
     seed_weights,
 )
 from training.losses import make_loss
 from training.networks import make_network
 from training.recipes import COSINE
+from training.step import has_bf16
 
 CPU = torch.device("cpu")
+PLAIN = Augmentation()
+CHANGED = Augmentation(distortion=1.0, cutout=0.5)
 RECIPE = COSINE.__class__(**{**COSINE.__dict__, "batch_size": 16})
 
 
-def tiny_data(device=CPU, labels_are_positions=False) -> MemoryBatches:
+def tiny_data(device=CPU, labels_are_positions=False, augmentation=PLAIN) -> MemoryBatches:
     rng = np.random.default_rng(0)
     labels = torch.arange(3).repeat_interleave(20)
     images = torch.from_numpy(rng.integers(0, 120, (60, 8, 8, 3), dtype=np.uint8)) + labels[
@@ -31,7 +34,9 @@ def tiny_data(device=CPU, labels_are_positions=False) -> MemoryBatches:
     if labels_are_positions:
         labels = torch.arange(60)
     mean, std = torch.full((3,), 0.5), torch.full((3,), 0.25)
-    return MemoryBatches(*(part.to(device) for part in (images, labels, mean, std)), crop_padding=1 / 8)
+    return MemoryBatches(
+        *(part.to(device) for part in (images, labels, mean, std)), augmentation=augmentation
+    )
 
 
 def trainee():
@@ -71,8 +76,9 @@ def test_an_epoch_takes_no_image_twice():
 
 
 def test_a_stream_that_starts_amid_an_epoch_gives_the_batches_of_the_whole_one():
-    whole = list(tiny_data().stream(seed=2, start=0, stop=7, batch_size=16))
-    late = list(tiny_data().stream(seed=2, start=4, stop=7, batch_size=16))
+    data = tiny_data(augmentation=CHANGED)
+    whole = list(data.stream(seed=2, start=0, stop=7, batch_size=16))
+    late = list(data.stream(seed=2, start=4, stop=7, batch_size=16))
     for (inputs, labels), (late_inputs, late_labels) in zip(whole[4:], late, strict=True):
         assert torch.equal(inputs, late_inputs)
         assert torch.equal(labels, late_labels)
@@ -80,11 +86,10 @@ def test_a_stream_that_starts_amid_an_epoch_gives_the_batches_of_the_whole_one()
 
 
 def test_the_shares_of_all_ranks_are_the_batch():
-    (inputs, labels), *_ = tiny_data().stream(seed=2, start=1, stop=2, batch_size=16)
+    data = tiny_data(augmentation=CHANGED)
+    ((inputs, labels),) = data.stream(seed=2, start=1, stop=2, batch_size=16)
     for rank in range(2):
-        ((part, part_labels),) = tiny_data().stream(
-            seed=2, start=1, stop=2, batch_size=16, share=Share(rank, 2)
-        )
+        ((part, part_labels),) = data.stream(seed=2, start=1, stop=2, batch_size=16, share=Share(rank, 2))
         assert torch.equal(part, inputs[rank::2])
         assert torch.equal(part_labels, labels[rank::2])
         assert part.is_contiguous(memory_format=torch.channels_last)

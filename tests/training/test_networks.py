@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from training.exceptions import RunError
-from training.networks import NETWORKS, CifarResNet, count_weights, decayed_parameters, make_network
+from training.networks import (
+    HEADS,
+    NETWORKS,
+    CifarResNet,
+    NormalisedLinear,
+    count_weights,
+    decayed_parameters,
+    make_network,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +69,39 @@ def test_an_unknown_network_is_refused_with_the_known_ones():
     with pytest.raises(RunError, match="unknown network 'vgg'; known are resnet20"):
         make_network("vgg", 10)
     assert list(NETWORKS) == ["resnet20", "resnet32", "resnet56", "resnet18", "resnet50", "resnet152"]
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet18"])
+@pytest.mark.parametrize("head", ["normalised", "cosine"])
+def test_the_length_of_a_class_weight_says_nothing_to_a_head_of_unit_norm(name, head):
+    network = make_network(name, 5, head).eval()
+    (layer,) = [part for part in network.modules() if isinstance(part, NormalisedLinear)]
+    assert type(layer) is HEADS[head]
+    assert layer.bias is None
+    torch.testing.assert_close(layer.weight.norm(dim=1), torch.ones(5))
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = network(images)
+        layer.weight *= torch.tensor([0.1, 1, 3, 10, 50])[:, None]
+        torch.testing.assert_close(network(images), before)
+    assert before.shape == (2, 5)
+
+
+def test_the_cosine_head_gives_thirty_times_the_cosine_of_features_and_class_weights():
+    layer = HEADS["cosine"](8, 3)
+    features = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
+    cosines = torch.nn.functional.cosine_similarity(features[:, None], layer.weight[None], dim=2)
+    torch.testing.assert_close(layer(features), 30 * cosines)
+    torch.testing.assert_close(layer(7 * features), layer(features))
+    assert layer(torch.zeros(1, 8)).isfinite().all()
+
+
+def test_the_weights_of_every_head_are_decayed():
+    for head in HEADS:
+        decayed, _ = decayed_parameters(make_network("resnet20", 10, head))
+        assert len(decayed) == 20
+
+
+def test_an_unknown_head_is_refused_with_the_known_ones():
+    with pytest.raises(RunError, match="unknown head 'mlp'; known are linear, normalised, cosine"):
+        make_network("resnet20", 10, "mlp")

@@ -1,0 +1,411 @@
+"""The Open Inference Protocol from outside: its shapes, its two forms of tensors, and each refusal."""
+
+import base64
+import gzip
+import json
+import zlib
+
+import numpy as np
+import pytest
+
+from tests import tiny
+from tests.service import v2
+
+
+@pytest.fixture
+def version(lasting_client):
+    return lasting_client.get("/models/tiny").json()["version"]
+
+
+def names(answer, key):
+    return [one["name"] for one in answer.json()[key]]
+
+
+def test_the_server_says_what_it_is_and_which_extensions_it_has(lasting_client):
+    answer = lasting_client.get("/v2").json()
+    assert set(answer) == {"name", "version", "extensions"}
+    assert "binary_tensor_data" in answer["extensions"]
+
+
+def test_health_is_live_and_ready(lasting_client):
+    assert lasting_client.get("/v2/health/live").json()["live"] is True
+    assert lasting_client.get("/v2/health/ready").json()["ready"] is True
+
+
+def test_without_a_model_it_is_live_and_not_ready_and_says_why(client_for, tmp_path):
+    client = client_for(models_dir=tmp_path / "none")
+    assert client.get("/v2/health/live").status_code == 200
+    assert "No model loads" in v2.error(client.get("/v2/health/ready"), 503)
+
+
+def test_a_model_says_what_it_takes_and_gives(lasting_client, version):
+    answer = lasting_client.get("/v2/models/tiny")
+    content = answer.json()
+    assert set(content) == {"name", "versions", "platform", "inputs", "outputs"}
+    assert content["name"] == "tiny"
+    assert content["versions"] == [version]
+    assert content["inputs"] == [
+        {"name": "image", "datatype": "BYTES", "shape": [-1]},
+        {"name": "pixels", "datatype": "UINT8", "shape": [-1, tiny.SIZE, tiny.SIZE, 3]},
+    ]
+    assert {"name": "logits", "datatype": "FP32", "shape": [-1, 4]} in content["outputs"]
+    assert lasting_client.get(f"/v2/models/tiny/versions/{version}").json() == content
+
+
+def test_a_model_is_ready_by_name_and_by_version(lasting_client, version):
+    for path in ("/v2/models/tiny/ready", f"/v2/models/tiny/versions/{version}/ready"):
+        assert lasting_client.get(path).json() == {"name": "tiny", "ready": True}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/models/nobody",
+        "/v2/models/tiny/versions/1",
+        "/v2/models/nobody/versions/1",
+        f"/v2/models/{'m' * 2000}",
+        f"/v2/models/tiny/versions/{'1' * 2000}",
+    ],
+)
+def test_a_model_or_version_that_is_not_there_is_a_404(lasting_client, path):
+    v2.error(lasting_client.get(path), 404)
+    v2.error(lasting_client.get(f"{path}/ready"), 404)
+    v2.error(v2.post(lasting_client, *v2.images([b"x"]), path=f"{path}/infer"), 404)
+
+
+def test_the_repository_lists_what_is_loaded_and_what_is_not(client_for, tmp_path):
+    tiny.make(tmp_path / "models" / "tiny")
+    (tmp_path / "models" / "broken").mkdir()
+    client = client_for(models_dir=tmp_path / "models")
+    good, bad = client.post("/v2/repository/index").json()
+    assert (good["name"], good["state"], good["reason"]) == ("tiny", "READY", "")
+    assert (bad["name"], bad["state"]) == ("broken", "UNAVAILABLE")
+    assert bad["reason"]
+    assert client.post("/v2/repository/index", json={"ready": True}).json() == [good]
+    v2.error(client.post("/v2/repository/index", json={"raedy": True}), 422)
+
+
+@pytest.mark.parametrize(
+    "path", ["repository/models/tiny/load", "models/tiny/stats", "models/tiny/config", "x"]
+)
+def test_what_is_not_offered_is_a_404_in_the_protocols_form(lasting_client, path):
+    v2.error(lasting_client.post(f"/v2/{path}"), 404)
+
+
+@pytest.mark.parametrize("as_pixels", [True, False])
+@pytest.mark.parametrize("binary", [True, False])
+def test_inference_is_predict_with_tensors(lasting_client, as_pixels, binary):
+    pixels = v2.noise(5)
+    files = [tiny.png(one) for one in pixels]
+    said = lasting_client.post(
+        "/predict?tau=1.5&top_k=3&include=logits", files=[("f", f) for f in files]
+    ).json()
+    parameters = {"tau": 1.5, "top_k": 3, "binary_data_output": binary}
+    asked, raw = v2.array(pixels) if as_pixels else v2.images(files)
+    answer = v2.post(lasting_client, {**asked, "parameters": parameters, "id": "one"}, raw)
+    found = v2.outputs(answer)
+    assert (v2.LENGTH in answer.headers) == binary
+    tops = [one["top"] for one in said["predictions"]]
+    assert found["labels"].tolist() == [[entry["label"] for entry in top] for top in tops]
+    assert found["indices"].tolist() == [[entry["index"] for entry in top] for top in tops]
+    np.testing.assert_allclose(found["scores"], [[e["score"] for e in top] for top in tops], atol=1e-5)
+    np.testing.assert_allclose(
+        found["probabilities"], [[e["probability"] for e in t] for t in tops], atol=1e-6
+    )
+    np.testing.assert_allclose(found["logits"], [one["logits"] for one in said["predictions"]], atol=1e-5)
+    content = json.loads(answer.content[: int(answer.headers.get(v2.LENGTH, len(answer.content)))])
+    assert content["id"] == "one"
+    assert content["model_version"] == said["model"]["version"]
+    assert content["parameters"] == {
+        "method": "logit-adjustment",
+        "tau": 1.5,
+        "temperature": 1.25,
+        "priors": "default",
+        "priors_version": 1,
+    }
+
+
+def test_json_alone_takes_pixels_flat_or_nested_and_files_in_base64(lasting_client, version):
+    pixels = v2.noise(2)
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": list(pixels.shape)}
+    text = [base64.b64encode(tiny.png(one)).decode() for one in pixels]
+    file = {"name": "image", "datatype": "BYTES", "shape": [2, 1], "parameters": {"content_type": "base64"}}
+    for one in (
+        {**tensor, "data": pixels.ravel().tolist()},
+        {**tensor, "data": pixels.tolist()},
+        {**file, "data": text},
+        {**file, "data": [[one] for one in text]},
+    ):
+        path = f"/v2/models/tiny/versions/{version}/infer"
+        found = v2.outputs(v2.post(lasting_client, {"inputs": [one], "parameters": {"tau": 0}}, path=path))
+        np.testing.assert_allclose(found["logits"], tiny.logits(pixels), atol=1e-4)
+
+
+def test_only_the_outputs_that_are_asked_for_come_in_that_order_and_form(lasting_client, image):
+    wanted = [
+        {"name": "indices", "parameters": {"binary_data": False}},
+        {"name": "labels"},
+        {"name": "prediction_id", "parameters": {"binary_data": True}},
+    ]
+    for everywhere in (True, False):
+        asked, raw = v2.images([image], outputs=wanted, parameters={"binary_data_output": everywhere})
+        answer = v2.post(lasting_client, asked, raw)
+        assert list(v2.outputs(answer)) == ["indices", "labels", "prediction_id"]
+        described = json.loads(answer.content[: int(answer.headers[v2.LENGTH])])["outputs"]
+        assert ["data" in one for one in described] == [True, not everywhere, False]
+
+
+def test_an_inference_is_recorded_and_takes_feedback(client, image):
+    found = v2.outputs(v2.post(client, *v2.images([image, image], parameters={"tau": 2})))
+    first, second = found["prediction_id"].tolist()
+    stored = client.get(f"/predictions/{first}").json()
+    assert stored["adjustment"]["tau"] == 2
+    assert stored["predictions"][0]["label"] == found["labels"][0, 0]
+    assert client.post("/feedback", json={"prediction_id": second, "label": "red"}).json()["accepted"] == 1
+    assert client.get("/monitor").json()["predictions"] == 2
+    assert 'tare_predictions_total{method="logit-adjustment",model="tiny"} 2.0' in client.get("/metrics").text
+
+
+def test_with_recording_off_there_is_no_id(client_for, image):
+    client = client_for(record=False)
+    assert "prediction_id" not in names(client.get("/v2/models/tiny"), "outputs")
+    assert "prediction_id" not in v2.outputs(v2.post(client, *v2.images([image])))
+    asked, raw = v2.images([image], outputs=[{"name": "prediction_id"}])
+    v2.error(v2.post(client, asked, raw), 422)
+
+
+def test_a_named_prior_and_a_method_are_as_in_predict(client, image):
+    put = client.put(
+        "/priors/only-two", json={"probabilities": {"red": 0.5, "green": 0.5, "blue": 0, "grey": 0}}
+    )
+    assert put.status_code == 200
+    asked, raw = v2.images([image], parameters={"priors": "only-two", "tau": 1})
+    assert sorted(v2.outputs(v2.post(client, asked, raw))["indices"][0]) == [0, 1]
+    answer = v2.post(client, *v2.images([image], parameters={"method": "none"}))
+    assert answer.json()["parameters"] == {"method": "none", "tau": 0, "temperature": 1.25}
+    v2.error(v2.post(client, *v2.images([image], parameters={"priors": "nobody"})), 404)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"tau": -1},
+        {"tau": 100.5},
+        {"tau": "1"},
+        {"tau": True},
+        {"top_k": 0},
+        {"top_k": 1.5},
+        {"priors": 3},
+        {"method": "magic"},
+        {"method": "weight-normalisation"},
+        {"method": "none", "tau": 1},
+        {"binary_data_output": "yes"},
+        {"sequence_id": 3},
+        "tau",
+    ],
+)
+def test_a_bad_parameter_is_a_422_and_nothing_is_recorded(lasting_client, image, parameters):
+    before = lasting_client.get("/monitor").json()["predictions"]
+    v2.error(v2.post(lasting_client, *v2.images([image], parameters=parameters)), 422)
+    assert lasting_client.get("/monitor").json()["predictions"] == before
+
+
+@pytest.mark.parametrize(
+    "outputs", [[{"name": "nothing"}], [{"name": "labels"}, {"name": "labels"}], [{}], "labels"]
+)
+def test_an_output_that_is_not_there_is_a_422(lasting_client, image, outputs):
+    v2.error(v2.post(lasting_client, *v2.images([image], outputs=outputs)), 422)
+
+
+def pixels_of(**changes):
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": [1, tiny.SIZE, tiny.SIZE, 3]}
+    return {**tensor, "data": [0] * (tiny.SIZE**2 * 3), **changes}
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        pixels_of(name="input0"),
+        pixels_of(datatype="FP32"),
+        pixels_of(datatype="BOOL"),
+        pixels_of(shape=[1, 3, tiny.SIZE, tiny.SIZE]),
+        pixels_of(shape=[tiny.SIZE, tiny.SIZE, 3]),
+        pixels_of(shape=[]),
+        pixels_of(shape=[-1, tiny.SIZE, tiny.SIZE, 3]),
+        pixels_of(shape=[1.0, tiny.SIZE, tiny.SIZE, 3]),
+        pixels_of(shape=[2**63, tiny.SIZE, 2**63, 3]),
+        pixels_of(shape=[0, tiny.SIZE, tiny.SIZE, 3], data=[]),
+        pixels_of(data=[0]),
+        pixels_of(data=[256] * (tiny.SIZE**2 * 3)),
+        pixels_of(data=[-1] * (tiny.SIZE**2 * 3)),
+        pixels_of(data=[0.5] * (tiny.SIZE**2 * 3)),
+        pixels_of(data=[True] * (tiny.SIZE**2 * 3)),
+        pixels_of(data=[None] * (tiny.SIZE**2 * 3)),
+        pixels_of(data=["0"] * (tiny.SIZE**2 * 3)),
+        pixels_of(data=[[0]] * (tiny.SIZE**2 * 3)),
+        pixels_of(data=None),
+        pixels_of(data="0"),
+        pixels_of(parameters={"binary_data_size": -1}),
+        pixels_of(parameters={"shared_memory_region": "mine", "shared_memory_byte_size": 192}),
+        pixels_of(parameters={"content_type": "base64"}),
+        {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["GIF89a"]},
+        {
+            "name": "image",
+            "datatype": "BYTES",
+            "shape": [1],
+            "data": ["*"],
+            "parameters": {"content_type": "base64"},
+        },
+        {"name": "image", "datatype": "BYTES", "shape": [1, 2], "data": ["a", "b"]},
+        {"name": "image", "datatype": "BYTES", "shape": [2], "data": ["a"]},
+        {"name": "image", "datatype": "BYTES", "shape": [1], "data": [1]},
+    ],
+)
+def test_a_tensor_that_is_not_as_the_model_takes_it_is_a_422(lasting_client, tensor):
+    v2.error(v2.post(lasting_client, {"inputs": [tensor]}), 422)
+
+
+def test_one_input_is_sent_and_not_none_or_two(lasting_client):
+    for inputs in ([], [pixels_of(), pixels_of()], {}, None):
+        v2.error(v2.post(lasting_client, {"inputs": inputs}), 422)
+    v2.error(v2.post(lasting_client, {}), 422)
+
+
+def test_more_rows_than_a_form_may_have_are_a_413(lasting_client):
+    assert v2.outputs(v2.post(lasting_client, *v2.array(v2.noise(64))))["labels"].shape == (64, 4)
+    v2.error(v2.post(lasting_client, *v2.array(v2.noise(65))), 413)
+
+
+def test_one_bad_file_fails_the_request_and_is_named_by_its_place(lasting_client, image):
+    assert "Input 1," in v2.error(v2.post(lasting_client, *v2.images([image, b"junk", b""])), 415)
+    assert "Input 2," in v2.error(v2.post(lasting_client, *v2.images([image, image, image[:60]])), 422)
+
+
+@pytest.mark.parametrize("length", [0, 1, 10_000])
+def test_a_json_length_that_is_not_the_jsons_is_a_400(lasting_client, image, length):
+    asked, raw = v2.images([image])
+    body = json.dumps(asked).encode() + raw
+    v2.error(lasting_client.post(v2.INFER, content=body, headers={v2.LENGTH: str(length)}), 400)
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "", "0x10", "9" * 40])
+def test_a_json_length_that_is_no_number_is_a_422(lasting_client, image, length):
+    asked, raw = v2.images([image])
+    body = json.dumps(asked).encode() + raw
+    v2.error(lasting_client.post(v2.INFER, content=body, headers={v2.LENGTH: length}), 422)
+
+
+@pytest.mark.parametrize("change", [b"", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\1"])
+def test_binary_data_that_is_not_what_the_json_promises_is_a_400(lasting_client, image, change):
+    asked, raw = v2.images([image])
+    promised = asked["inputs"][0]["parameters"]
+    if change:
+        v2.error(v2.post(lasting_client, asked, raw + change), 400)
+        promised["binary_data_size"] += len(change)
+        v2.error(v2.post(lasting_client, asked, raw + change), 400)
+    else:
+        v2.error(v2.post(lasting_client, asked, raw[:-1]), 400)
+        promised["binary_data_size"] -= 1
+        v2.error(v2.post(lasting_client, asked, raw[:-1]), 400)
+        promised["binary_data_size"] = 2**62
+        v2.error(v2.post(lasting_client, asked, raw), 400)
+
+
+def test_what_is_no_json_is_a_400_whatever_its_content_type(lasting_client):
+    for body in (b"", b"{", b"\xff", b'{"inputs": [}'):
+        v2.error(
+            lasting_client.post(v2.INFER, content=body, headers={"Content-Type": "application/json"}), 400
+        )
+    v2.error(lasting_client.post(v2.INFER, content=b'{"inputs": NaN}'), 422)
+    v2.error(lasting_client.post(v2.INFER, content=b'{"inputs": 1, "inputs": 1}'), 422)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "image/png", "junk", "multipart/form-data"])
+def test_the_content_type_does_not_matter(lasting_client, image, kind):
+    v2.outputs(v2.post(lasting_client, *v2.images([image]), headers={"Content-Type": kind}))
+
+
+@pytest.mark.parametrize(("encoding", "encode"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_a_compressed_body_is_inflated(lasting_client, image, encoding, encode):
+    asked, raw = v2.images([image])
+    headers = {"Content-Encoding": encoding}
+    v2.outputs(v2.post(lasting_client, asked, raw, headers=headers, encode=encode))
+    v2.error(v2.post(lasting_client, asked, raw, headers=headers), 400)
+    v2.error(v2.post(lasting_client, asked, raw, headers=headers, encode=lambda body: encode(body)[:-5]), 400)
+    v2.error(
+        v2.post(lasting_client, asked, raw, headers=headers, encode=lambda body: encode(body) + b"x"), 400
+    )
+    v2.error(v2.post(lasting_client, asked, raw, headers={"Content-Encoding": "br"}), 400)
+
+
+def test_a_bomb_is_a_413_and_what_was_held_is_given_back(client_for, image):
+    client = client_for(max_body_bytes=100_000)
+    for size in (100_001, 50_000_000):
+        body = gzip.compress(b" " * size)
+        v2.error(client.post(v2.INFER, content=body, headers={"Content-Encoding": "gzip"}), 413)
+    v2.error(client.post(v2.INFER, content=b" " * 100_001), 413)
+    v2.outputs(v2.post(client, *v2.images([image])))
+    assert client.app.state.intake.held_bytes == 0
+
+
+def test_a_large_json_tensor_is_read_beside_the_loop_with_the_same_answer(lasting_client):
+    pixels = v2.noise(64)
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": list(pixels.shape), "data": pixels.tolist()}
+    body = json.dumps({"inputs": [tensor]}, indent=8)
+    assert len(body) > 1 << 18
+    found = v2.outputs(lasting_client.post(v2.INFER, content=body))
+    np.testing.assert_allclose(found["logits"], tiny.logits(pixels), atol=1e-4)
+
+
+def test_the_model_name_may_stand_in_the_body_if_it_is_the_one_of_the_path(lasting_client, image):
+    v2.outputs(v2.post(lasting_client, *v2.images([image], model_name="tiny")))
+    v2.error(v2.post(lasting_client, *v2.images([image], model_name="large")), 422)
+
+
+ROUTES = {
+    "/v2": "GET",
+    "/v2/health/live": "GET",
+    "/v2/health/ready": "GET",
+    "/v2/repository/index": "POST",
+    "/v2/models/{name}": "GET",
+    "/v2/models/{name}/ready": "GET",
+    "/v2/models/{name}/infer": "POST",
+    "/v2/models/{name}/versions/{version}": "GET",
+    "/v2/models/{name}/versions/{version}/ready": "GET",
+    "/v2/models/{name}/versions/{version}/infer": "POST",
+}
+
+
+def test_the_openapi_document_has_every_route_with_its_refusals(lasting_client):
+    document = lasting_client.get("/openapi.json").json()
+    paths = {path: found for path, found in document["paths"].items() if path.startswith("/v2")}
+    assert {path: next(iter(found)).upper() for path, found in paths.items()} == ROUTES
+    for found in paths.values():
+        (operation,) = found.values()
+        assert list(operation["responses"]["default"]["content"]) == ["application/json"]
+    infer = paths["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]
+    assert set(infer) == {"application/json", "application/octet-stream"}
+
+
+@pytest.mark.slow
+def test_every_method_on_every_route_asks_for_a_token_but_for_health(client_for, image, version):
+    client = client_for(admin_token="adm", predict_token="pre")
+    asked, raw = v2.images([image])
+    head = json.dumps(asked).encode()
+    for path, good in ROUTES.items():
+        place = path.format(name="tiny", version=version)
+        body = head + raw if path.endswith("infer") else b""
+        for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+            fits = method == good or (method == "HEAD" and good == "GET")
+            for token in (None, "", "wrong", "pre", "adm"):
+                headers = {v2.LENGTH: str(len(head))} if body else {}
+                if token is not None:
+                    headers["Authorization"] = f"Bearer {token}"
+                answer = client.request(method, place, content=body, headers=headers)
+                opens = token in ("pre", "adm") or path.startswith("/v2/health/")
+                wanted = (200 if opens else 401) if fits else 405
+                assert answer.status_code == wanted, (method, path, token)
+                if wanted == 401:
+                    assert answer.headers["www-authenticate"].startswith("Bearer")
+                if method != "HEAD" and wanted != 200:
+                    v2.error(answer, wanted)
