@@ -234,8 +234,10 @@ class Batcher(Generic[Item, Prepared, Answer]):
         places: list[int] = []
         lost: set[Ticket[Item, Answer]] = set()  # requests that failed in this batch already
         for place, (ticket, position) in enumerate(batch):
-            if ticket.dropped or ticket.failure is not None or ticket in lost:
+            if ticket.dropped or ticket in lost:
                 continue
+            if ticket.failure is not None and ticket.failure[0] < position:
+                continue  # what comes before a failure may hold the one to be told
             try:
                 prepared.append(self._prepare(ticket.items[position]))
                 places.append(place)

@@ -349,6 +349,41 @@ def test_the_failure_told_is_that_of_the_first_bad_item_whatever_thread_finds_it
     asyncio.run(main())
 
 
+def test_a_later_bad_item_that_fails_first_does_not_hide_the_one_before_it():
+    held, gate, failed = threading.Semaphore(0), threading.Event(), threading.Event()
+
+    def prepare(item):
+        if item == "hold":
+            held.release()
+            assert gate.wait(30)
+        elif item == "wait":
+            assert failed.wait(30)
+        else:
+            raise ValueError(item)
+        return item
+
+    def hear(report):
+        if report.failed:
+            failed.set()
+
+    async def main():
+        capacity = Capacity(workers=2, largest_batch=2)
+        batcher = Batcher(prepare, lambda items, alone: items, capacity, listen=hear)
+        workers = [ask(batcher, "hold") for _ in range(2)]
+        for _ in workers:
+            await asyncio.to_thread(held.acquire)
+        # One worker takes `wait` and `first`, the other `second`, which fails while the first one waits.
+        wait, bad = ask(batcher, "wait"), ask(batcher, "first", "second")
+        await queued(batcher, 3)
+        gate.set()
+        with pytest.raises(ValueError, match="first"):
+            await bad
+        await asyncio.gather(wait, *workers)
+        await asyncio.to_thread(batcher.stop)
+
+    asyncio.run(main())
+
+
 def test_everyone_gets_their_own_answers_while_others_fail_and_leave():
     async def main():
         doubler, rng = Doubler(), random.Random(11)

@@ -229,7 +229,7 @@ def test_a_decision_equals_the_formula_alone_and_in_any_batch(decider, requests)
 @pytest.mark.parametrize("tau", [0, 0.7, 30, 100])
 def test_given_logits_are_normalised_as_images_are(decider, tau):
     model, _ = decider
-    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW)
+    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW, Heard())
     adjustment = predictor.adjustment_for(model, "weight-normalisation", tau)
     logits = np.random.default_rng(3).normal(0, 4, (20, CLASSES)).astype(np.float32)
     for decision in decide(logits, adjustment, model.version, 4):
@@ -238,12 +238,12 @@ def test_given_logits_are_normalised_as_images_are(decider, tau):
 
 def test_weight_normalisation_has_a_tau_of_its_own_and_knows_no_prior(decider):
     model, _ = decider
-    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW)
+    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW, Heard())
     made = predictor.adjustment_for(model, "weight-normalisation")
     assert (made.method, made.tau, made.prior) == ("weight-normalisation", 0.7, None)
     assert predictor.adjustment_for(model, "weight-normalisation", 0.7) is made
     assert predictor.adjustment_for(model).tau == 1.0
-    of_service = Predictor(FakeStore(), FakePriors(), lambda: NOW, default_tau=2.0)
+    of_service = Predictor(FakeStore(), FakePriors(), lambda: NOW, Heard(), default_tau=2.0)
     with pytest.raises(Invalid) as refused:
         of_service.adjustment_for(model, "weight-normalisation", priors_name="default")
     assert (refused.value.code, refused.value.fields) == ("conflicting-parameters", {"parameter": "priors"})
