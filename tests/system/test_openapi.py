@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # 15 s of work; the rest is the machine's other load
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # 15 s of work; the rest is other load
 
 TESTER = Path(sys.executable).with_name("schemathesis")
 EXAMPLES = 2  # for each operation, and as many sequences of several; the edge cases are 2,000 besides
