@@ -23,7 +23,7 @@ from service.core.decide import Decider
 from service.core.exceptions import Invalid
 from service.core.models import LoadedModel, Models, RefusedBundle
 from service.core.ports import EngineError
-from service.core.records import Group, ModelVersion
+from service.core.records import Group, ModelVersion, WeightNormalisation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,6 +111,7 @@ def _decoder(manifest: Manifest, max_pixels: int) -> Callable[[bytes], NDArray[n
 def version_of(bundle: Bundle) -> ModelVersion:
     """Return what replay needs of a bundle."""
     manifest = bundle.manifest
+    normalised = manifest.weight_normalisation
     return ModelVersion(
         name=manifest.name,
         version=bundle.version,
@@ -121,6 +122,11 @@ def version_of(bundle: Bundle) -> ModelVersion:
         temperature=manifest.temperature,
         tau=manifest.tau,
         groups=tuple(Group(group.name, tuple(group.indices)) for group in manifest.groups),
+        weight_normalisation=None
+        if normalised is None
+        else WeightNormalisation(
+            np.array(normalised.norms), np.array(normalised.biases), normalised.bias, normalised.tau
+        ),
     )
 
 

@@ -121,21 +121,34 @@ class OnnxEngine:
         offsets: NDArray[np.float64],
         rows: NDArray[np.int64],
         top_k: int,
+        *,
+        factors: NDArray[np.float64] | None = None,
     ) -> EngineOutput:
         """Answer a batch: see service.core.ports.Engine."""
         try:
-            return self._run(pixels, offsets, rows, top_k)
+            return self._run(pixels, offsets, rows, top_k, factors)
         except _FAILURES as failure:
             raise EngineError(f"the network failed: {_reason(failure)}") from failure
 
     def _run(
-        self, pixels: NDArray[Any], offsets: NDArray[np.float64], rows: NDArray[np.int64], top_k: int
+        self,
+        pixels: NDArray[Any],
+        offsets: NDArray[np.float64],
+        rows: NDArray[np.int64],
+        top_k: int,
+        factors: NDArray[np.float64] | None = None,
     ) -> EngineOutput:
         graph, names = self._graph, self._graph.inputs
         images = len(pixels)
         # A row less its largest entry is small where it matters, so float32 keeps the winners exact however
         # far tau spreads the classes; the constant changes no rank and comes back in float64 below.
         shifts = offsets.max(axis=1)
+        scales = None
+        if factors is not None:
+            # A row divided by its largest factor keeps its ranks, and each score its own precision.
+            scales = factors.max(axis=1, keepdims=True)
+            shifts[(factors != 1).any(axis=1)] = 0
+            factors, offsets = factors / scales, offsets / scales
         centred = (offsets - shifts[:, None]).astype(np.float32)
         padded, padded_rows = self._padded(pixels, rows)
         out = graph.outputs
@@ -153,7 +166,7 @@ class OnnxEngine:
                 ],
                 {
                     names.pixels: padded,
-                    names.factors: np.ones_like(centred),
+                    names.factors: np.ones_like(centred) if factors is None else factors.astype(np.float32),
                     names.offsets: centred,
                     names.rows: padded_rows,
                     names.top_k: np.array([min(top_k, graph.n_classes)], dtype=np.int64),
@@ -163,6 +176,8 @@ class OnnxEngine:
         if logits.shape != (images, graph.n_classes):
             raise EngineError(f"the network gives logits of shape {logits.shape} for {images} images")
         whole = scores + shifts[rows][:, None]
+        if scales is not None:
+            whole *= scales[rows]
         plain = plain_score[:, 0] + np.float64(graph.unadjusted_shift)
         return EngineOutput(
             indices=indices,

@@ -33,6 +33,7 @@ from service.core.records import (
     Prediction,
     StoredLabel,
     StoredPrediction,
+    WeightNormalisation,
 )
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from sqlalchemy import Connection, Row
+
+    from service.core.records import StoredLogits
 
 _BLOCK_ROWS: Final = 8192
 _BLOCK_BYTES: Final = 8 << 20
@@ -62,6 +65,7 @@ def register(connection: Connection, model: ModelVersion, loaded: datetime) -> i
         temperature=model.temperature,
         tau=model.tau,
         groups=json.dumps([[group.name, group.indices] for group in model.groups], ensure_ascii=False),
+        weight_normalisation=_stored_normalisation(model.weight_normalisation),
         created=stored_time(loaded),
         loaded=stored_time(loaded),
     )
@@ -94,6 +98,7 @@ def versions(connection: Connection, name: str) -> list[ModelVersion]:
             temperature=row.temperature,
             tau=row.tau,
             groups=tuple(Group(group, tuple(indices)) for group, indices in json.loads(row.groups)),
+            weight_normalisation=_read_normalisation(row.weight_normalisation),
         )
         for row in rows
     ]
@@ -129,6 +134,7 @@ def find(connection: Connection, prediction_id: UUID) -> StoredPrediction | None
             predictions,
             model_versions.c.name,
             model_versions.c.version,
+            func.length(model_versions.c.class_counts).label("counts_bytes"),
             label_history.c.label,
             label_history.c.received,
             label_history.c.labelled_at,
@@ -142,7 +148,7 @@ def find(connection: Connection, prediction_id: UUID) -> StoredPrediction | None
         return None
     first = rows[0]
     (unadjusted,) = read_ranks(first.unadjusted)
-    logits = read_logits([first.logits], len(first.logits) // 2)[0]
+    logits = read_logits([first.logits], first.counts_bytes // 8)[0]
     return StoredPrediction(
         prediction=Prediction(
             id=prediction_id,
@@ -214,7 +220,7 @@ def logits_block(
     until: datetime | None,
     *,
     after: Place | None,
-) -> tuple[NDArray[np.float16], Place | None]:
+) -> tuple[StoredLogits, Place | None]:
     """Return the logits of a window's predictions from `after` on, and where to go on (None: nowhere)."""
     place = (predictions.c.created, predictions.c.id)
     statement = select(*place, predictions.c.logits).where(
@@ -252,6 +258,26 @@ def _window(
     if until is not None:
         conditions.append(created < stored_time(until))
     return conditions
+
+
+def _stored_normalisation(normalised: WeightNormalisation | None) -> str | None:
+    if normalised is None:
+        return None
+    return json.dumps(
+        {
+            "norms": normalised.norms.tolist(),
+            "biases": normalised.biases.tolist(),
+            "bias": normalised.bias,
+            "tau": normalised.tau,
+        }
+    )
+
+
+def _read_normalisation(stored: str | None) -> WeightNormalisation | None:
+    if stored is None:
+        return None
+    said = json.loads(stored)
+    return WeightNormalisation(np.array(said["norms"]), np.array(said["biases"]), said["bias"], said["tau"])
 
 
 def _key(made: Prediction) -> bytes:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Prediction,
         PriorVersion,
         Receipt,
+        StoredLogits,
         StoredPrediction,
     )
 
@@ -167,7 +168,7 @@ class SqlStore:
 
     async def recorded_logits(
         self, model: ModelVersion, since: datetime | None, until: datetime | None
-    ) -> AsyncIterator[NDArray[np.float16]]:
+    ) -> AsyncIterator[StoredLogits]:
         """Yield the logits of every prediction of a window in blocks, oldest first."""
         rows, place = await self._read(sql_predictions.logits_block, model, since, until, after=None)
         yield rows

@@ -28,7 +28,10 @@ class PriorsOut(BaseModel):
 
 
 class AdjustmentOut(BaseModel):
-    """How scores were made: s = f + b + tau * (log q - log p), probabilities softmax(s / temperature)."""
+    """How scores were made: s = f + b + tau * (log q - log p), probabilities softmax(s / temperature).
+
+    By weight normalisation s = f / nu^tau, for which there are no priors and no probabilities.
+    """
 
     method: Method
     tau: float
@@ -44,9 +47,12 @@ class ClassOut(BaseModel):
     probability: float
 
 
-class RankedOut(ClassOut):
-    """One class as it is ranked."""
+class RankedOut(BaseModel):
+    """One class as it is ranked; its probability is null where the scores stand for none."""
 
+    label: str
+    index: int
+    probability: float | None
     score: float
 
 

@@ -10,7 +10,7 @@ from fastapi.dependencies.models import Dependant
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from service.core.exceptions import Invalid
-from service.core.predict import LARGEST_TAU
+from service.core.methods import LARGEST_TAU
 
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _INTEGER: Final = re.compile(r"[0-9]{1,18}")

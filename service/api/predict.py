@@ -9,7 +9,6 @@ from service.api.bodies import whole_body
 from service.api.forms import images_of
 from service.api.parameters import ModelQuery, PriorsQuery, TauQuery, TopKQuery
 from service.api.parts import PartsDep
-from service.core.exceptions import Invalid
 from service.core.records import Method
 
 router = APIRouter(tags=["decisions"])
@@ -46,9 +45,7 @@ async def predict(
     top_k: TopKQuery = 5,
     priors: PriorsQuery = None,
     model: ModelQuery = None,
-    method: Annotated[Literal["logit-adjustment", "weight-normalisation", "none"], Query()] = (
-        "logit-adjustment"
-    ),
+    method: Annotated[Method, Query()] = "logit-adjustment",
     include: Annotated[Literal["logits"] | None, Query()] = None,
 ) -> Json:
     """Decide what each image shows, ranked for the target prior in force.
@@ -57,7 +54,7 @@ async def predict(
     the first frame, upright. One file that cannot be taken fails the request and names its `position`.
     """
     loaded = parts.models.get(model)
-    adjustment = parts.predictor.adjustment_for(loaded, method=offered(method), tau=tau, priors_name=priors)
+    adjustment = parts.predictor.adjustment_for(loaded, method=method, tau=tau, priors_name=priors)
     async with whole_body(request) as body:
         images = images_of(body, request.headers.get("content-type", ""))
         predictions = await parts.predictor.predict(images, model=loaded, adjustment=adjustment, top_k=top_k)
@@ -71,14 +68,3 @@ async def predict(
             ],
         }
     )
-
-
-def offered(method: Literal["logit-adjustment", "weight-normalisation", "none"]) -> Method:
-    """Return the method as asked for, if this model's bundle has it. Raises Invalid."""
-    if method == "weight-normalisation":
-        raise Invalid(
-            "method-not-offered",
-            "method: this model's bundle has no weight normalisation; use logit-adjustment or none.",
-            parameter="method",
-        )
-    return method

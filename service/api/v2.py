@@ -18,7 +18,6 @@ from service.api.answers import Json
 from service.api.bodies import RequestModel, beside_the_loop, inflated, parse, whole_body
 from service.api.parameters import WholeNumber
 from service.api.parts import PartsDep
-from service.api.predict import offered
 from service.api.v2_infer import InferIn, Row, TensorSpec
 from service.core.exceptions import NotFound
 from service.core.models import LoadedModel
@@ -232,10 +231,12 @@ async def infer(sent: SentDep, loaded: ModelDep, parts: PartsDep) -> Response:
     """
     asked, rows = sent
     chosen = asked.parameters
-    given = v2_infer.outputs_of(len(loaded.version.labels), recorded=parts.predictor.records)
+    given = v2_infer.outputs_of(
+        len(loaded.version.labels), recorded=parts.predictor.records, method=chosen.method
+    )
     outputs = v2_infer.wanted(asked, given)
     adjustment = parts.predictor.adjustment_for(
-        loaded, method=offered(chosen.method), tau=chosen.tau, priors_name=chosen.priors
+        loaded, method=chosen.method, tau=chosen.tau, priors_name=chosen.priors
     )
     predictions = await parts.predictor.predict(rows, model=loaded, adjustment=adjustment, top_k=chosen.top_k)
     parts.observer.predicted(loaded.name, adjustment.method, len(predictions))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from service.core.ports import Engine
     from service.core.records import Adjustment, ModelVersion
+
+# Factors and shifts further apart than this would vanish or overflow in the engine's float32.
+_FLOAT32_SPAN: Final = 1e30
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,37 +74,38 @@ class Decider:
 
         Raises Unavailable where the engine fails: that costs the batch.
         """
-        adjustments = {id(image.adjustment): image.adjustment for image in batch}
-        row_of = {key: row for row, key in enumerate(adjustments)}
+        distinct = list({id(image.adjustment): image.adjustment for image in batch}.values())
+        row_of = {id(adjustment): row for row, adjustment in enumerate(distinct)}
+        factors, offsets = _table(distinct)
         try:
             out = self._engine.run(
                 np.stack([image.pixels for image in batch]),
-                np.stack([adjustment.offset for adjustment in adjustments.values()]),
+                offsets,
                 np.array([row_of[id(image.adjustment)] for image in batch], dtype=np.int64),
                 max(image.top_k for image in batch),
+                factors=factors,
             )
         except EngineError as failure:
             raise Unavailable("engine-failed", f"The engine failed: {failure}.") from failure
         finite = np.all(np.isfinite(out.logits), axis=1)
-        with np.errstate(invalid="ignore"):  # in rows that are not finite, which become no decision
+        with np.errstate(invalid="ignore", over="ignore"):  # in rows that become no decision, or no share
             shares = np.exp(out.scores / self._temperature - out.log_partition[:, None])
             plain = np.exp(out.unadjusted_score / self._temperature - out.unadjusted_log_partition)
         unadjusted = _ranked(out.unadjusted_index, out.unadjusted_score, plain)
+
+        def top(i: int, image: ReadyImage) -> list[Ranked]:
+            if image.adjustment.factor is None:
+                return _ranked(out.indices[i], out.scores[i], shares[i])
+            if _fits_float32(image.adjustment):
+                return _ranked(out.indices[i], out.scores[i])
+            return _best(out.logits[i : i + 1].astype(np.float64), image.adjustment, image.top_k)[0]
+
         return [
-            Decision(
-                _cut(_ranked(out.indices[i], out.scores[i], shares[i]), image.top_k),
-                unadjusted[i],
-                out.logits[i],
-            )
+            Decision(_cut(top(i, image), image.top_k), unadjusted[i], out.logits[i])
             if finite[i]
             else Unavailable("logits-not-finite", "The network's answer for this image is not finite.")
             for i, image in enumerate(batch)
         ]
-
-
-def offset_row(model: ModelVersion, target_prior: ArrayLike, tau: float) -> NDArray[np.float64]:
-    """Return what is added to f: b + tau * (log q - log p), float64 (L,)."""
-    return model.logit_offset + formula.adjustment(model.source_prior, target_prior, tau)
 
 
 def decide(logits: ArrayLike, adjustment: Adjustment, model: ModelVersion, top_k: int) -> list[Decision]:
@@ -130,27 +134,67 @@ def decide(logits: ArrayLike, adjustment: Adjustment, model: ModelVersion, top_k
         )
     if not len(values):
         return []
-    scores = values + adjustment.offset
     plain = values + model.logit_offset
-    indices, shares = formula.top_k(scores, top_k), formula.probabilities(scores, adjustment.temperature)
+    best = _best(values, adjustment, top_k)
     first = formula.top_k(plain, 1)[:, 0]
     plain_shares = formula.probabilities(plain, model.temperature)
     rows = np.arange(len(values))
     unadjusted = _ranked(first, plain[rows, first], plain_shares[rows, first])
     return [
-        Decision(
-            _cut(_ranked(indices[i], scores[i, indices[i]], shares[i, indices[i]]), top_k),
-            unadjusted[i],
-            values[i].astype(np.float32),
-        )
-        for i in rows
+        Decision(_cut(top, top_k), unadjusted[i], values[i].astype(np.float32)) for i, top in enumerate(best)
+    ]
+
+
+def _table(
+    adjustments: Sequence[Adjustment],
+) -> tuple[NDArray[np.float64] | None, NDArray[np.float64]]:
+    """Return the engine's rows: factors, None where nothing multiplies, and offsets.
+
+    A row that its float32 would not hold is one and zero: it is ranked here, from f.
+    """
+    if all(adjustment.factor is None for adjustment in adjustments):
+        return None, np.stack([adjustment.offset for adjustment in adjustments])
+    factors = np.ones((len(adjustments), len(adjustments[0].offset)))
+    offsets = np.zeros_like(factors)
+    for row, adjustment in enumerate(adjustments):
+        if _fits_float32(adjustment):
+            offsets[row] = adjustment.offset
+            factors[row] = 1 if adjustment.factor is None else adjustment.factor
+    return factors, offsets
+
+
+def _fits_float32(adjustment: Adjustment) -> bool:
+    """Whether a row keeps its meaning once its largest factor is scaled to one, as the engine does."""
+    if adjustment.factor is None:
+        return True
+    largest = adjustment.factor.max()
+    shift = np.abs(adjustment.offset).max() / largest
+    return bool(adjustment.factor.min() / largest > 1 / _FLOAT32_SPAN and shift < _FLOAT32_SPAN)
+
+
+def _best(values: NDArray[np.float64], adjustment: Adjustment, top_k: int) -> list[list[Ranked]]:
+    """Return the top_k classes of each row of logits f (n, L), best first, in float64."""
+    if adjustment.factor is None:
+        scores = values + adjustment.offset
+        shares = formula.probabilities(scores, adjustment.temperature)
+    else:
+        scores, shares = values * adjustment.factor + adjustment.offset, None
+    return [
+        _ranked(best, scores[row, best], None if shares is None else shares[row, best])
+        for row, best in enumerate(formula.top_k(scores, top_k))
     ]
 
 
 def _ranked(
-    indices: NDArray[np.integer], scores: NDArray[np.floating], shares: NDArray[np.floating]
+    indices: NDArray[np.integer],
+    scores: NDArray[np.floating],
+    shares: NDArray[np.floating] | None = None,
 ) -> list[Ranked]:
     """Return classes as they are answered; rounding may not take a probability past one."""
+    if shares is None:
+        return [
+            Ranked(index, score, None) for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
+        ]
     return [
         Ranked(index, score, min(share, 1.0))
         for index, score, share in zip(indices.tolist(), scores.tolist(), shares.tolist(), strict=True)

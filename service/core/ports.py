@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Prediction,
         PriorVersion,
         Receipt,
+        StoredLogits,
         StoredPrediction,
     )
 
@@ -29,8 +30,9 @@ class EngineOutput:
     """What an engine answers for a batch of B images, K classes each, in the batch's order.
 
     `indices` int64 and `scores` float64 are (B, K), best first, ties to the lower index; `log_partition` is
-    logsumexp(s / T), float64 (B,); `unadjusted_*` the same at tau = 0, one class each, (B,); `logits` is f,
-    float32 (B, L). A row whose f is not finite means nothing; the others stand.
+    logsumexp(s / T), float64 (B,), and means nothing where a factor is not 1; `unadjusted_*` the same at
+    tau = 0, one class each, (B,); `logits` is f, float32 (B, L). A row whose f is not finite means nothing;
+    the others stand.
     """
 
     indices: NDArray[np.int64]
@@ -55,10 +57,13 @@ class Engine(Protocol):
         offsets: NDArray[np.float64],
         rows: NDArray[np.int64],
         top_k: int,
+        *,
+        factors: NDArray[np.float64] | None = None,
     ) -> EngineOutput:
         """Answer a batch: pixels uint8 (B, H, W, C), or rows of another kind.
 
-        Row i is ranked by f + offsets[rows[i]], offsets (R, L). K is `top_k` cut to L. Blocks the calling
+        Row i is ranked by f * factors[rows[i]] + offsets[rows[i]], both (R, L); factors are above zero, None
+        is for ones. K is `top_k` cut to L. Blocks the calling
         thread. Raises EngineError where the engine itself fails.
         """
 
@@ -137,7 +142,7 @@ class Store(Protocol):
 
     def recorded_logits(
         self, model: ModelVersion, since: datetime | None, until: datetime | None
-    ) -> AsyncIterator[NDArray[np.float16]]:
+    ) -> AsyncIterator[StoredLogits]:
         """The logits of every prediction of one model version, labelled or not, in such blocks of (n, L)."""
 
     async def traffic(

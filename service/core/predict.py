@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from service.core.decide import QueuedImage, offset_row
+from service.core.decide import QueuedImage
 from service.core.exceptions import DeadlineExceeded, Invalid
 from service.core.ids import IdMaker
+from service.core.methods import checked_tau, knows_priors, ranking_row
 from service.core.priors import DEFAULT, probabilities_of
 from service.core.records import Adjustment, Prediction
 
@@ -22,18 +23,11 @@ if TYPE_CHECKING:
     from service.core.priors import Priors, Values
     from service.core.records import Decision, Method, ModelVersion, PriorVersion
 
-LARGEST_TAU: Final = 100.0
 _KEPT_ADJUSTMENTS: Final = 256
-_FALLBACK_TAU: Final = 1.0  # the exact rule where the network is calibrated (Menon et al. 2021, eq. 8)
 
 
 def _size(image: bytes | NDArray[Any]) -> int:
     return len(image) if isinstance(image, bytes) else image.nbytes
-
-
-def tau_by_default(model: ModelVersion, of_service: float | None) -> float:
-    """Return the tau of whoever names none: the service's own where it has one, else tau*, else 1."""
-    return next(tau for tau in (of_service, model.tau, _FALLBACK_TAU) if tau is not None)
 
 
 class Predictor:
@@ -106,25 +100,23 @@ class Predictor:
     ) -> Adjustment:
         """Return how a request is to be scored; it holds one version of its prior from here on.
 
-        `tau` None is the service's default, else the bundle's, else 1. `target_prior`, by label or by index,
-        goes in place of a named prior, not beside one. Raises NotFound for a name that is not there and
-        Invalid for any other value that cannot be taken.
+        `tau` None is the service's default, else the bundle's for this method, else 1. `target_prior`, by
+        label or by index, goes in place of a named prior, not beside one. Raises NotFound for a name that is
+        not there and Invalid for a method that the bundle does not have, or any other value that cannot be
+        taken.
         """
         version = model.version
         if priors_name is not None and target_prior is not None:
             raise Invalid(
                 "conflicting-parameters", "Give priors or target_prior, not both.", field="target_prior"
             )
-        if method == "none":
-            if tau:
-                raise Invalid("tau-not-allowed", "Method none has tau 0; leave tau out.", parameter="tau")
-            strength = 0.0
-        else:
-            strength = self._strength(version, tau)
+        named = "priors" if target_prior is None else "target_prior"
+        given = None if priors_name is None and target_prior is None else named
+        strength = checked_tau(version, method, tau, by_default=self._default_tau, prior=given)
         if target_prior is not None:
             target = probabilities_of(target_prior, version.labels, "target_prior")
-            offset = offset_row(version, target, strength)
-            return Adjustment(method, strength, version.temperature, None, offset)
+            factor, offset = ranking_row(version, method, strength, target)
+            return Adjustment(method, strength, version.temperature, None, offset, factor)
         prior = self._priors.current(version.label_set, priors_name or DEFAULT)
         return self._kept_or_made(version, method, strength, prior)
 
@@ -135,22 +127,14 @@ class Predictor:
         key = (version.name, version.version, method, tau, prior.label_set, prior.name, prior.version)
         adjustment = self._kept.get(key)
         if adjustment is None:
-            offset = offset_row(version, prior.probabilities, tau)
-            named = None if method == "none" else prior
-            adjustment = Adjustment(method, tau, version.temperature, named, offset)
+            named = prior if knows_priors(method) else None
+            target = None if named is None else named.probabilities
+            factor, offset = ranking_row(version, method, tau, target)
+            adjustment = Adjustment(method, tau, version.temperature, named, offset, factor)
             if len(self._kept) >= _KEPT_ADJUSTMENTS:
                 self._kept.clear()
             self._kept[key] = adjustment
         return adjustment
-
-    def _strength(self, version: ModelVersion, tau: float | None) -> float:
-        if tau is None:
-            return tau_by_default(version, self._default_tau)
-        if not 0 <= tau <= LARGEST_TAU:  # NaN is not either
-            raise Invalid(
-                "invalid-parameter", f"tau must be a number from 0 to {LARGEST_TAU:g}.", parameter="tau"
-            )
-        return float(tau)
 
     def _predictions(
         self, decisions: Sequence[Decision], version: ModelVersion, adjustment: Adjustment

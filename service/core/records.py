@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Method = Literal["logit-adjustment", "none"]
+    from longtail.normalisation import BiasRule
+
+    StoredLogits = NDArray[np.float16] | NDArray[np.float32]
+
+Method = Literal["logit-adjustment", "weight-normalisation", "none"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,16 @@ class Group:
 
     name: str
     indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class WeightNormalisation:
+    """What ranking by f / norms^tau needs; see `bundle.manifest.WeightNormalisation`. Arrays are (L,)."""
+
+    norms: NDArray[np.float64]
+    biases: NDArray[np.float64]
+    bias: BiasRule
+    tau: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +53,19 @@ class ModelVersion:
     temperature: float
     tau: float | None
     groups: tuple[Group, ...]
+    weight_normalisation: WeightNormalisation | None = None
 
     @property
     def label_set(self) -> str:
         """The id of the ordered list of labels; models that share it share their priors."""
         return label_set_id(self.labels)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """How its logits can be ranked."""
+        if self.weight_normalisation is None:
+            return ("logit-adjustment", "none")
+        return ("logit-adjustment", "weight-normalisation", "none")
 
 
 def label_set_id(labels: Sequence[str]) -> str:
@@ -66,10 +88,12 @@ class PriorVersion:
 
 @dataclass(frozen=True, eq=False)
 class Adjustment:
-    """How scores are made for one request: s = f + offset, one row of the engine's table.
+    """How scores are made for one request: s = f * factor + offset, one row of the engine's table.
 
-    `offset` is b + tau * (log q - log p), float64 (L,), -inf where q is zero. `prior` is None where no stored
-    prior is used (tau = 0 by `method=none`, or a target prior given in the request itself).
+    By logit adjustment `factor` is None, for 1, and `offset` is b + tau * (log q - log p), float64 (L,), -inf
+    where q is zero. By weight normalisation they are those of `longtail.normalisation`. `prior` is None where
+    no stored prior is used (by `method=none` and weight normalisation, or a target prior given in the request
+    itself).
     """
 
     method: Method
@@ -77,15 +101,16 @@ class Adjustment:
     temperature: float
     prior: PriorVersion | None
     offset: NDArray[np.float64]
+    factor: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """One class as it is answered."""
+    """One class as it is answered; without a probability where the scores stand for none."""
 
     index: int
     score: float
-    probability: float
+    probability: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +156,7 @@ class StoredLabel:
 
 @dataclass(frozen=True, eq=False)
 class StoredPrediction:
-    """A prediction read back. Its decision's logits went through float16; the rest is as it was answered."""
+    """A prediction read back: as it was answered, but that its logits went through float16 where they fit."""
 
     prediction: Prediction
     labels: tuple[StoredLabel, ...]
@@ -171,11 +196,11 @@ class Receipt:
 class LabelledPredictions:
     """Labelled predictions of one model version, as columns of n rows.
 
-    `logits` is float16 (n, L), or None where they were not asked for; `decided` and `labels` int64 (n,),
-    `sampling_probability` float64 (n,), 1 where none was given.
+    `logits` is float16 (n, L), or float32 where a row of them needs it, or None where they were not asked
+    for; `decided` and `labels` int64 (n,), `sampling_probability` float64 (n,), 1 where none was given.
     """
 
     decided: NDArray[np.int64]
     labels: NDArray[np.int64]
     sampling_probability: NDArray[np.float64]
-    logits: NDArray[np.float16] | None
+    logits: StoredLogits | None

@@ -135,7 +135,7 @@ class FakeEngine:
         self.gate.set()
         self.runs = 0
 
-    def run(self, pixels, offsets, rows, top_k):
+    def run(self, pixels, offsets, rows, top_k, *, factors=None):
         self.runs += 1
         assert self.gate.wait(30)
         if self.failure is not None:

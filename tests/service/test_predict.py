@@ -113,48 +113,135 @@ counts = st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 1e6)), min_size=CLASSE
     any
 )
 asked = st.tuples(
+    st.sampled_from(["logit-adjustment", "weight-normalisation", "none"]),
     st.integers(0, len(IMAGES) - 1),
     st.one_of(st.sampled_from([0.0, 1.0, 100.0]), st.floats(0, 100)),
     counts.map(prior_from_counts),
     st.integers(1, CLASSES + 3),
 )
+NORMS = np.geomspace(2.5, 0.4, CLASSES)  # at tau = 100 they are 80 powers of ten apart
+BIASES = tiny.weights(CLASSES)[1].astype(np.float64)
 
 
-@pytest.fixture(scope="module")
-def decider(tmp_path_factory):
-    offset = np.linspace(-2, 1, CLASSES).tolist()
-    bundle = tiny.make(tmp_path_factory.mktemp("m") / "tiny", n_classes=CLASSES, logit_offset=offset)
+def normalised(f, tau, bias):
+    """Weight normalisation written out again, in float64."""
+    f = f.astype(np.float64)
+    if bias == "divide":
+        return f / NORMS**tau
+    return (f - BIASES) / NORMS**tau + (BIASES if bias == "keep" else 0)
+
+
+def check_normalised(decision, tau, bias, top_k):
+    """Hold a decision by weight normalisation to the formula, from the logits it says it saw."""
+    scores = normalised(decision.logits, tau, bias)
+    size = (np.abs(decision.logits) + 2 * np.abs(BIASES)) / NORMS**tau + np.abs(BIASES)
+    order = formula.top_k(scores, top_k)
+    assert len({entry.index for entry in decision.top}) == len(decision.top) == len(order)
+    for entry, index in zip(decision.top, order, strict=True):
+        assert entry.probability is None
+        assert abs(entry.score - scores[entry.index]) <= 1e-6 * size[entry.index]
+        assert abs(scores[entry.index] - scores[index]) <= 1e-6 * (size[entry.index] + size[index])
+
+
+@pytest.fixture(scope="module", params=["divide", "keep", "drop"])
+def decider(tmp_path_factory, request):
+    bundle = tiny.make(
+        tmp_path_factory.mktemp("m") / "tiny",
+        n_classes=CLASSES,
+        logit_offset=np.linspace(-2, 1, CLASSES).tolist(),
+        weight_normalisation={
+            "nu": "norm",
+            "norms": NORMS.tolist(),
+            "biases": BIASES.tolist(),
+            "bias": request.param,
+            "tau": 0.7,
+        },
+    )
     model = bundles.load(bundle, "cpu", Capacity(workers=1))
     decode = partial(images.pixels, spec=bundle.manifest.input)
     yield model, Decider(decode, model.engine, model.version.temperature)
     asyncio.run(model.batcher.stop())
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(asked, min_size=1, max_size=16))
 def test_a_decision_equals_the_formula_alone_and_in_any_batch(decider, requests):
     model, steps = decider
-    predictor = Predictor(FakeStore(), FakePriors(), lambda: NOW)
+    version = model.version
+    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW)
+
+    def adjustment(method, tau, target):
+        if method == "logit-adjustment":
+            return predictor.adjustment_for(model, method, tau, None, target)
+        return predictor.adjustment_for(model, method, None if method == "none" else tau)
+
     ready = [
-        steps.prepare(
-            QueuedImage(
-                IMAGES[image], 0, predictor.adjustment_for(model, "logit-adjustment", tau, None, q), k
-            )
-        )
-        for image, tau, q, k in requests
+        steps.prepare(QueuedImage(IMAGES[image], 0, adjustment(method, tau, target), k))
+        for method, image, tau, target, k in requests
     ]
     mixed = steps.run(ready)
-    for decision, one, (image, tau, target, top_k) in zip(mixed, ready, requests, strict=True):
+    for decision, one, (method, image, asked_tau, target, top_k) in zip(mixed, ready, requests, strict=True):
         f = tiny.logits(PIXELS[image : image + 1], CLASSES)[0]
         np.testing.assert_allclose(decision.logits, f, atol=1e-5)
-        version = model.version
+        (alone,) = steps.run([one])
+        if method == "weight-normalisation":
+            check_normalised(decision, asked_tau, version.weight_normalisation.bias, top_k)
+            check_normalised(alone, asked_tau, version.weight_normalisation.bias, top_k)
+            plain = decision.logits + version.logit_offset
+            assert abs(plain[decision.unadjusted.index] - plain.max()) <= 1e-4
+            continue
+        tau = 0.0 if method == "none" else asked_tau
         scores = formula.scores(decision.logits, version.logit_offset, version.source_prior, target, tau)
         check(decision, scores - decision.logits, model, top_k)
-        (alone,) = steps.run([one])
         assert [entry.index for entry in alone.top] == [entry.index for entry in decision.top]
         for a, b in zip((*alone.top, alone.unadjusted), (*decision.top, decision.unadjusted), strict=True):
             assert abs(a.score - b.score) <= allowed(a.score)
             assert abs(a.probability - b.probability) <= 1e-4
+
+
+@pytest.mark.parametrize("tau", [0, 0.7, 30, 100])
+def test_given_logits_are_normalised_as_images_are(decider, tau):
+    model, _ = decider
+    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW)
+    adjustment = predictor.adjustment_for(model, "weight-normalisation", tau)
+    logits = np.random.default_rng(3).normal(0, 4, (20, CLASSES)).astype(np.float32)
+    for decision in decide(logits, adjustment, model.version, 4):
+        check_normalised(decision, tau, model.version.weight_normalisation.bias, 4)
+
+
+def test_weight_normalisation_has_a_tau_of_its_own_and_knows_no_prior(decider):
+    model, _ = decider
+    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW)
+    made = predictor.adjustment_for(model, "weight-normalisation")
+    assert (made.method, made.tau, made.prior) == ("weight-normalisation", 0.7, None)
+    assert predictor.adjustment_for(model, "weight-normalisation", 0.7) is made
+    assert predictor.adjustment_for(model).tau == 1.0
+    of_service = Predictor(FakeStore(), FakePriors(), lambda: NOW, default_tau=2.0)
+    with pytest.raises(Invalid) as refused:
+        of_service.adjustment_for(model, "weight-normalisation", priors_name="default")
+    assert (refused.value.code, refused.value.fields) == ("conflicting-parameters", {"parameter": "priors"})
+    with pytest.raises(Invalid) as refused:
+        of_service.adjustment_for(model, "weight-normalisation", target_prior=uniform_prior(CLASSES))
+    assert refused.value.fields == {"parameter": "target_prior"}
+    for tau in (-1, 101, np.nan):
+        with pytest.raises(Invalid):
+            predictor.adjustment_for(model, "weight-normalisation", tau)
+
+
+def test_a_tau_that_the_norms_do_not_bear_is_refused(tmp_path):
+    async def main():
+        part = {"nu": "prior", "norms": [1.0, 1e-4], "biases": [0.0, 0.0], "tau": None}
+        async with serving(tmp_path, n_classes=2, change={"weight_normalisation": part}) as (
+            predictor,
+            model,
+            _,
+        ):
+            assert predictor.adjustment_for(model, "weight-normalisation").tau == 1.0
+            with pytest.raises(Invalid, match="tau: tau = 100 is too large") as refused:
+                predictor.adjustment_for(model, "weight-normalisation", 100)
+            assert refused.value.fields == {"parameter": "tau"}
+
+    asyncio.run(main())
 
 
 def test_concurrent_requests_keep_their_own_tau_prior_and_top_k(tmp_path):
@@ -289,7 +376,7 @@ def test_an_engine_that_fails_is_unavailable_with_its_reason(tmp_path, monkeypat
     async def main():
         async with serving(tmp_path) as (predictor, model, _):
 
-            def fail(*_):
+            def fail(*_, **__):
                 raise EngineError("the device is lost")
 
             monkeypatch.setattr(model.engine, "run", fail)
@@ -322,9 +409,9 @@ def test_what_comes_too_late_is_a_deadline_and_leaves_the_queue(tmp_path, monkey
         async with serving(tmp_path, capacity=capacity, deadline_s=0.05) as (predictor, model, store):
             real = model.engine.run
 
-            def slow(*arguments):
+            def slow(*arguments, **options):
                 assert gate.wait(30)
-                return real(*arguments)
+                return real(*arguments, **options)
 
             monkeypatch.setattr(model.engine, "run", slow)
             adjustment = predictor.adjustment_for(model)

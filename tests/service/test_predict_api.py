@@ -199,7 +199,10 @@ def test_a_class_with_target_0_is_never_ranked_and_every_number_has_a_json_form(
         ({"target_prior": [0.5, 0.5, 0.5, 0.5]}, "invalid-prior"),
         ({"target_prior": [1.5, -0.5, 0, 0]}, "invalid-prior"),
         ({"target_prior": [0, 0, 0, 0]}, "invalid-prior"),
-        ({"method": "none"}, "unknown-field"),
+        ({"method": "magic"}, "invalid-field"),
+        ({"method": "none", "tau": 1}, "tau-not-allowed"),
+        ({"method": "weight-normalisation"}, "method-not-offered"),
+        ({"temperature": 1}, "unknown-field"),
     ],
 )
 def test_adjust_refuses_what_it_cannot_take(lasting_client, change, code):

@@ -4,6 +4,7 @@ The figures of docs/results.md are what the slow test prints: pytest -s -k gauss
 """
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from longtail.adjustment import scores
 from longtail.calibration import fit_temperature
 from longtail.priors import uniform_prior
 from training.calibrate import offset_of
-from training.losses import LossOptions, default_tau, make_loss
+from training.losses import LOSSES, LossOptions, default_tau, make_loss
 from training.margins import Margins, logit_adjusted, reweighted
 
 CPU = torch.device("cpu")
@@ -99,7 +100,7 @@ def test_for_any_weights_and_any_d_the_minimiser_plus_its_offset_is_the_true_pos
     log_d = rng.normal(0, 1.5, 4)
     margins = Margins(weights=rng.uniform(0.1, 5, 4), others=log_d, own=log_d, drop_rate=np.zeros(4))
     joint = random_table(seed)
-    assert margins.consistent
+    assert margins.offset_is_exact
     check_calibrated(margins, joint)
     f = minimise(lambda f: expected_loss(margins, joint, f), *joint.shape)
     raw_prior = joint.sum(0) * margins.weights / np.exp(log_d)
@@ -257,3 +258,13 @@ def test_on_gaussians_a_fitted_offset_and_temperature_serve_within_half_a_point_
     assert fitted < 0.5
     if name == "equalised":
         assert start > 1
+
+
+def test_the_table_of_the_docs_has_every_loss_and_says_which_offsets_are_known():
+    text = (Path(__file__).parents[2] / "docs" / "maths.md").read_text()
+    table = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")][1:]
+    rows = {cells[0].split("`")[1]: cells[-1] for cells in table}
+    assert set(rows) == set(LOSSES)
+    for name in LOSSES:
+        status = made(name, {}, np.array([600, 300, 90, 10])).offset_status
+        assert rows[name].removesuffix(" where tau1 = tau2") == status, name
