@@ -1,4 +1,4 @@
-"""Trainings stored by what they train, so that every table and figure finds them again and nothing is trained twice.
+"""Trainings stored by what they train, so that tables and figures share them and none is trained twice.
 
 A run lies in runs/paper/KEY, where KEY digests its plan and its images. Beside the checkpoint stands
 `outcome.npz`: what the finished network says about held-out and test images, from which everything is drawn.
@@ -48,9 +48,9 @@ class Outcome:
 
 
 def run_key(plan: Plan, fingerprint: str) -> str:
-    """Return what names the run: it changes with anything that changes the weights, not with where images lie.
+    """Return what names the run: it changes with all that changes the weights, not with where images lie.
 
-    Only what differs from a field's default is digested, so that a field added later leaves old runs findable.
+    Only what differs from a field's default is digested: a field added later leaves old runs findable.
     """
     told = _told(plan)
     for name in _PATHS:
@@ -109,7 +109,7 @@ def _outcome(result: Checkpoint, dataset: Dataset, cut: Split, device: torch.dev
     network.load_state_dict(result.network)
     network.to(device)
     test, held = (
-        evaluate(network, part.images, mean=result.mean, std=result.std, device=device)
+        evaluate(network, part, mean=result.mean, std=result.std, device=device)
         for part in (dataset.test, cut.holdout)
     )
     weights, biases = _last_layer(result.network, n_classes)
