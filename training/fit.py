@@ -18,9 +18,10 @@ from training.exceptions import RunError, TrainingError
 from training.loop import choose_device
 from training.losses import LOSSES, LossOptions, default_tau, make_loss
 from training.networks import HEADS, NETWORKS, default_image_size
+from training.post_hoc import add_options, choices_of
 from training.progress import Progress
 from training.ranks import Ranks, joined
-from training.recipes import COSINE, OPTIMIZERS, RECIPES, with_optimizer
+from training.recipes import FAST, OPTIMIZERS, RECIPES, with_optimizer
 from training.run import CHECKPOINT_EVERY_S, Stopped, check_room, train
 from training.sources import DATASETS, IN_FILES, read
 
@@ -76,7 +77,8 @@ def _fit(options: argparse.Namespace, progress: Progress, ranks: Ranks) -> int:
         return 130
     if not ranks.leads:
         return 0
-    bundle = write_bundle(result, dataset, cut, out, device, force=options.force)
+    choices = choices_of(options)
+    bundle = write_bundle(result, dataset, cut, out, device, choices=choices, force=options.force)
     print(f"{out} version {bundle.version}")
     return 0
 
@@ -150,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--network", choices=list(NETWORKS), default="resnet32", help="default %(default)s")
     add("--loss", choices=list(LOSSES), default="cross-entropy", help="default %(default)s")
     _add_loss_options(parser)
-    add("--recipe", choices=list(RECIPES), default=COSINE.name, help="default %(default)s")
+    add("--recipe", choices=list(RECIPES), default=FAST.name, help="default %(default)s")
     add("--optimizer", choices=OPTIMIZERS, help="instead of the recipe's; adam peaks at a rate of 1e-3")
     add("--epochs", type=_at_least(1), help="passes over the data (default: the recipe's)")
     add("--steps", type=_at_least(1), help="batches, instead of --epochs")
@@ -163,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="time between checkpoints, 0 for one a step (default %(default)g)",
     )
+    add_options(parser)
     add("--resume", action="store_true", help="go on from the checkpoint in the run folder")
     add("--force", action="store_true", help="replace an existing run and bundle")
     add("--runs", type=Path, default=Path("runs"), help="where checkpoints and logs go (default runs/)")
