@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--recipe", choices=list(RECIPES), help="another recipe than the paper's")
     add("--epochs", type=at_least(1), help="passes over the data (default: the recipe's)")
-    add("--rows", help="of tables, by commas: train these rows only; the others' cells are empty")
+    add("--rows", help="of tables, by commas: train no more than these rows need")
     add("--datasets", help="by commas: train on these only; the others' panels are empty")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default %(default)s")
     add("--jobs", type=at_least(1), default=1, help="trainings side by side on the device (default 1)")

@@ -118,7 +118,7 @@ def _weight_norms(name: str, figure: _Figure, study: Study) -> Report:
         [
             *(described(study, panel, figure.trainings) for panel in panels),
             "The paper gives neither Adam's rate nor its decay: ours peaks at 1e-3 under the recipe's"
-            " schedule and decay. Its claim: under momentum the norms follow the counts, under Adam they do not.",
+            " schedule and decay. Its claim: under momentum norms follow counts, under Adam they do not.",
             "The line is the mean over seeds, the band one standard deviation.",
         ],
     )
@@ -170,8 +170,8 @@ def _against_tau(name: str, figure: _Figure, study: Study) -> Report:
         [comparison("Balanced error (%) where the paper prints it", values)],
         [
             *(described(study, panel, figure.trainings) for panel in panels),
-            "Weight normalisation divides each logit, bias included, by the norm of its class's weights to the"
-            " power tau. The lowest point of a test curve is a look at the test images, not a result.",
+            "Weight normalisation divides each logit, bias included, by the norm of its class's weights to"
+            " the power tau. The lowest point of a test curve is a look at the test images, not a result.",
         ],
     )
 

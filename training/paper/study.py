@@ -90,9 +90,7 @@ class Study:
             network=panel.network,
             loss=training.loss,
             tau=training.tau,
-            recipe=with_optimizer(
-                recipe, None if training.optimizer == recipe.optimizer else training.optimizer
-            ),
+            recipe=with_optimizer(recipe, training.optimizer),
             epochs=self.request.epochs or own_epochs,
             steps=None,
             holdout=training.holdout,
@@ -139,8 +137,8 @@ def described(study: Study, panel: Panel, trainings: Sequence[Training]) -> str:
     seconds = sum(float(outcome.seconds) for outcome in found)
     return (
         f"{panel.title}: {images:,} training and {test:,} test images, {plan.network}, recipe"
-        f" {plan.recipe.name} over {plan.epochs} epochs; {len(found)} trainings took {seconds / 60:.1f} minutes"
-        " in all."
+        f" {plan.recipe.name} over {plan.epochs} epochs; {len(found)} trainings took {seconds / 60:.1f}"
+        " minutes in all."
     )
 
 

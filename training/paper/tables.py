@@ -73,8 +73,8 @@ def report(name: str, study: Study) -> Report:
             *(described(study, panel, [t for _, ts in needs(name, study) for t in ts]) for panel in panels),
             "tau* has the least class-mean log loss on a tenth of the training images, held out from a second"
             " fit; the row's error is that of the fit on all images.",
-            "LDAM is the adaptive margin as its authors train it, and the paper's CIFAR cells of 'Adaptive' are"
-            " theirs; 'Adaptive' here is the paper's eq. 5 on raw logits.",
+            "LDAM is the adaptive margin as its authors train it, and the paper's CIFAR cells of 'Adaptive'"
+            " are theirs; 'Adaptive' here is the paper's eq. 5 on raw logits.",
             "The interval is of the test images, which all seeds share; the sd is of training.",
         ],
     )
@@ -84,7 +84,7 @@ def _column(layout: _Layout, panel: Panel, study: Study) -> list[Value]:
     values = []
     for row in study.rows(layout.rows):
         printed = layout.printed.get(row.key, {}).get(panel.key)
-        ours, note = _measure(row, panel, study) if study.trains(row) else (None, "")
+        ours, note = _measure(row, panel, study)
         values.append(
             Value(
                 panel.title,
