@@ -25,7 +25,7 @@ from sqlalchemy import (
 from service.core.records import Ranked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -155,10 +155,23 @@ def read_counts(stored: bytes) -> NDArray[np.int64]:
     return np.frombuffer(stored, dtype="<i8")
 
 
-def stored_logits(values: NDArray[np.float32]) -> bytes:
-    """Return (L,) as float16, or whole as float32 where that has no place for one of them."""
-    held = np.abs(values).max() <= _FLOAT16_MAX
-    return values.astype("<f2" if held else "<f4").tobytes()
+def stored_logits(rows: Sequence[NDArray[np.float32]]) -> list[bytes]:
+    """Return each (L,) as float16, or whole as float32 where that has no place for one of them.
+
+    Rows of the same length are turned in one go.
+    """
+    if not rows:
+        return []
+    if len({len(row) for row in rows}) > 1:
+        return [stored for row in rows for stored in stored_logits([row])]
+    values = np.stack(rows)
+    held = (np.abs(values).max(axis=1) <= _FLOAT16_MAX).tolist()
+    with np.errstate(over="ignore"):  # in rows that are stored whole
+        halves = values.astype("<f2")
+    return [
+        (half if fits else row.astype("<f4")).tobytes()
+        for half, row, fits in zip(halves, values, held, strict=True)
+    ]
 
 
 def read_logits(stored: Iterable[bytes], n_classes: int) -> StoredLogits:
@@ -178,8 +191,10 @@ def read_logits(stored: Iterable[bytes], n_classes: int) -> StoredLogits:
 def stored_ranks(ranks: Iterable[Ranked]) -> bytes:
     """Return index, score and probability (NaN for none) of each class, to the last bit as served."""
     return b"".join(
-        _RANK.pack(rank.index, rank.score, math.nan if rank.probability is None else rank.probability)
-        for rank in ranks
+        [
+            _RANK.pack(index, score, math.nan if probability is None else probability)
+            for index, score, probability in ranks
+        ]
     )
 
 
