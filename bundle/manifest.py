@@ -238,9 +238,9 @@ class Metrics(_Part):
 class WeightNormalisation(_Part):
     """Ranking by f_y / nu_y^tau (Menon et al., 2021, eq. 3), where the network ends in a linear layer.
 
-    `norms` are nu by class: the norm of its weights, or its source prior. `biases` are the layer's; `bias` says
-    whether they are divided with the rest of f, kept as they are, or dropped. `tau` and what it was chosen by
-    are this method's own.
+    `norms` are nu by class: the norm of its weights, or its source prior. `biases` are the layer's; `bias`
+    says whether they are divided with the rest of f, kept as they are, or dropped. `tau` and what it was
+    chosen by are this method's own.
     """
 
     nu: Literal["norm", "prior"]

@@ -41,10 +41,11 @@ def weight_normalisation(
 ) -> Scaling:
     """Return how logits f = w x + c become f_y / nu_y ** tau, for nu = `norms` (L,).
 
-    Menon et al. (2021), eq. 3, divides the whole logit, so its bias too. With `bias` "keep" only w is divided
-    and c stays as it is, with "drop" c is left out (Kang et al., 2020); both need the `biases` c (L,). tau = 0
-    is the argmax of f (less c where it is dropped). Raises ValueError for a norm that is not a finite number
-    above zero, a tau that is negative or not finite, and a tau so large that nu ** tau leaves 1e-250 to 1e250.
+    Menon et al. (2021), eq. 3, divides the whole logit, so its bias too. With `bias` "keep" only w is
+    divided and c stays as it is, with "drop" c is left out (Kang et al., 2020); both need the `biases` c
+    (L,). tau = 0 is the argmax of f, less c where it is dropped. Raises ValueError for a norm that is not a
+    finite number above zero, a tau that is negative or not finite, and a tau so large that nu ** tau leaves
+    1e-250 to 1e250.
 
     >>> weight_normalisation([2.0, 0.5], tau=1).scores([3.0, 1.0])
     array([1.5, 2. ])

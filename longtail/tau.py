@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -85,7 +86,7 @@ def normalisation_curve(
     bias: BiasRule = "divide",
     groups: Mapping[str, npt.ArrayLike] | None = None,
 ) -> list[TauPoint]:
-    """Return the errors of weight normalisation at each tau, from f (N, L) and labels (N,): see `tau_curve`."""
+    """Return the errors of weight normalisation at each tau, from f (N, L), (N,): see `tau_curve`."""
     ranked = _normalised(logits, norms, taus, biases, bias)
     return [_point(tau, scores, labels, groups) for tau, scores in ranked]
 
@@ -95,6 +96,7 @@ def choose_tau(
     labels: npt.ArrayLike,
     source_prior: npt.ArrayLike,
     grid: Sequence[float] = GRID,
+    *,
     groups: Mapping[str, npt.ArrayLike] | None = None,
     rule: TauRule = "class-mean-log-loss",
     weights: npt.ArrayLike | None = None,
@@ -116,10 +118,8 @@ def choose_tau(
     measured = None
     if rule not in RANKING_RULES:
         calibrated = checked_logits(logits_plus_offset)
-        measured = [
-            np.inf if tau == 0 else _miscalibration(rule, calibrated, labels, source, tau, weights)
-            for tau in grid
-        ]
+        measure = partial(_miscalibration, rule, calibrated, labels, source_prior=source, weights=weights)
+        measured = [np.inf if tau == 0 else measure(temperature=tau) for tau in grid]
     return _choose(ranked, labels, groups, rule, measured)
 
 
@@ -182,6 +182,7 @@ def _miscalibration(
     rule: TauRule,
     calibrated: Floats,
     labels: npt.ArrayLike,
+    *,
     source_prior: Floats,
     temperature: float,
     weights: npt.ArrayLike | None,

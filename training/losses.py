@@ -82,15 +82,16 @@ def make_loss(
     the loss does not take.
     """
     options = options or LossOptions()
-    kind = _kind(name)
-    if kind.head == "cosine" and head not in (None, "cosine"):
-        raise RunError(f"--head {head} does not go with --loss {name}: its margin is on cosines")
+    _check(name, tau, options, head)
+    kind = LOSSES[name]
     counts = np.asarray(class_counts, dtype=np.float64)
     if not (counts > 0).all():
         raise RunError(f"class {int((counts <= 0).argmax())} has no image to train on")
-    settings, smoothing, beta = _settings(name, kind, tau, options)
+    given = _given(tau, options)
+    settings = {key: given.get(key, default) for key, default in kind.takes.items()}
     if "rare_below" in settings and settings["rare_below"] is None:
         settings["rare_below"] = 0.5 / len(counts)
+    smoothing, beta = given.get("label_smoothing", 0.0), given.get("beta", _BETA)
     first = kind.margins(counts, **settings)
     last, deferred = first, None
     if options.deferred_reweighting:
@@ -109,7 +110,7 @@ def make_loss(
         function=_function(kind, first, smoothing, device),
         logit_offset=last.logit_offset,
         # A fifth of the steps does not bring a network all the way to the minimiser of the re-weighted loss.
-        offset_status="known" if last.consistent and deferred is None else "fitted",
+        offset_status="known" if last.offset_is_exact and deferred is None else "fitted",
         head=head or kind.head,
         deferred=deferred,
         options=said,
@@ -251,33 +252,32 @@ def _function(kind: _Kind, chosen: Margins, label_smoothing: float, device: torc
     return shifted
 
 
-def _settings(
-    name: str, kind: _Kind, tau: float | None, options: LossOptions
-) -> tuple[dict[str, float | None], float, float]:
-    """Return the loss's own options with defaults filled in, the label smoothing and the deferred beta."""
-    given: dict[str, float] = {
-        key: value
-        for key, value in {"tau": tau, **asdict(options)}.items()
-        if value is not None and key != "deferred_reweighting"
-    }
+def _check(name: str, tau: float | None, options: LossOptions, head: str | None) -> None:
+    """Raise RunError for an unknown loss, and for options out of range or that it does not take."""
+    kind = _kind(name)
+    given = _given(tau, options)
     for key, value in given.items():
         allowed, words = _RANGES[key]
         if not (math.isfinite(value) and allowed(value)):
             raise RunError(f"{_option(key)} must be {words}, not {value:g}")
-    smoothing = given.pop("label_smoothing", 0.0)
-    if smoothing and kind.form == "masked":
+    if given.pop("label_smoothing", 0.0) and kind.form == "masked":
         raise RunError(f"--label-smoothing does not go with --loss {name}: it gives dropped classes a share")
-    beta = given.get("beta", _BETA)
-    if options.deferred_reweighting and "beta" not in kind.takes:
+    if options.deferred_reweighting:
         given.pop("beta", None)
     for key in given:
         if key not in kind.takes:
             raise RunError(f"{_option(key)} does not go with --loss {name}, but with {_takers(key)}")
     if name == "equalised" and "rare_below" in given and "gamma" not in given:
-        raise RunError(
-            "--rare-below needs --gamma with --loss equalised: without it F(p) = p has no threshold"
-        )
-    return {**kind.takes, **given}, smoothing, beta
+        raise RunError("--rare-below needs --gamma with --loss equalised: F(p) = p has no threshold")
+    if kind.head == "cosine" and head not in (None, "cosine"):
+        raise RunError(f"--head {head} does not go with --loss {name}: its margin is on cosines")
+
+
+def _given(tau: float | None, options: LossOptions) -> dict[str, float]:
+    """Return the numbers that were asked for, by name."""
+    words = {"tau": tau, **asdict(options)}
+    del words["deferred_reweighting"]
+    return {key: value for key, value in words.items() if value is not None}
 
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -33,6 +34,7 @@ from service.core.records import (
     Prediction,
     StoredLabel,
     StoredPrediction,
+    WeightNormalisation,
 )
 
 if TYPE_CHECKING:
@@ -41,11 +43,12 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from numpy.typing import NDArray
-    from sqlalchemy import Connection, Row
+    from sqlalchemy import Connection, Dialect, Row
+
+    from service.core.records import StoredLogits
 
 _BLOCK_ROWS: Final = 8192
 _BLOCK_BYTES: Final = 8 << 20
-_ADD: Final = insert(predictions).on_conflict_do_nothing(index_elements=["id"])
 
 Place = tuple[int, bytes]  # where a block ended: time and id of its last prediction
 
@@ -62,6 +65,7 @@ def register(connection: Connection, model: ModelVersion, loaded: datetime) -> i
         temperature=model.temperature,
         tau=model.tau,
         groups=json.dumps([[group.name, group.indices] for group in model.groups], ensure_ascii=False),
+        weight_normalisation=_stored_normalisation(model.weight_normalisation),
         created=stored_time(loaded),
         loaded=stored_time(loaded),
     )
@@ -94,6 +98,7 @@ def versions(connection: Connection, name: str) -> list[ModelVersion]:
             temperature=row.temperature,
             tau=row.tau,
             groups=tuple(Group(group, tuple(indices)) for group, indices in json.loads(row.groups)),
+            weight_normalisation=_read_normalisation(row.weight_normalisation),
         )
         for row in rows
     ]
@@ -101,25 +106,34 @@ def versions(connection: Connection, name: str) -> list[ModelVersion]:
 
 def add(connection: Connection, made: Sequence[Prediction], model_ids: Mapping[tuple[str, str], int]) -> None:
     """Keep predictions; one that is there already stays as it is."""
+    logits = stored_logits([one.decision.logits for one in made])
     rows = [
-        {
-            "id": _key(one),
-            "created": stored_time(one.created),
-            "model_version_id": model_ids[one.model_name, one.model_version],
-            "method": one.method,
-            "tau": one.tau,
-            "temperature": one.temperature,
-            "prior_name": one.prior_name,
-            "prior_version": one.prior_version,
-            "decided": one.decision.top[0].index,
-            "top": stored_ranks(one.decision.top),
-            "unadjusted": stored_ranks((one.decision.unadjusted,)),
-            "logits": stored_logits(one.decision.logits),
-        }
-        for one in made
+        (
+            _key(one),
+            stored_time(one.created),
+            model_ids[one.model_name, one.model_version],
+            one.method,
+            one.tau,
+            one.temperature,
+            one.prior_name,
+            one.prior_version,
+            one.decision.top[0].index,
+            stored_ranks(one.decision.top),
+            stored_ranks((one.decision.unadjusted,)),
+            stored,
+        )
+        for one, stored in zip(made, logits, strict=True)
     ]
     if rows:
-        connection.execute(_ADD, rows)
+        # Past SQLAlchemy's own handling of parameters, which costs as much as the database does.
+        connection.exec_driver_sql(_compiled_add(connection.dialect), rows)
+
+
+@cache
+def _compiled_add(dialect: Dialect) -> str:
+    """Return the statement that adds a row of `predictions`, for values in the order of its columns."""
+    statement = insert(predictions).on_conflict_do_nothing(index_elements=["id"])
+    return str(statement.compile(dialect=dialect))
 
 
 def find(connection: Connection, prediction_id: UUID) -> StoredPrediction | None:
@@ -129,6 +143,7 @@ def find(connection: Connection, prediction_id: UUID) -> StoredPrediction | None
             predictions,
             model_versions.c.name,
             model_versions.c.version,
+            func.length(model_versions.c.class_counts).label("counts_bytes"),
             label_history.c.label,
             label_history.c.received,
             label_history.c.labelled_at,
@@ -142,7 +157,7 @@ def find(connection: Connection, prediction_id: UUID) -> StoredPrediction | None
         return None
     first = rows[0]
     (unadjusted,) = read_ranks(first.unadjusted)
-    logits = read_logits([first.logits], len(first.logits) // 2)[0]
+    logits = read_logits([first.logits], first.counts_bytes // 8)[0]
     return StoredPrediction(
         prediction=Prediction(
             id=prediction_id,
@@ -214,7 +229,7 @@ def logits_block(
     until: datetime | None,
     *,
     after: Place | None,
-) -> tuple[NDArray[np.float16], Place | None]:
+) -> tuple[StoredLogits, Place | None]:
     """Return the logits of a window's predictions from `after` on, and where to go on (None: nowhere)."""
     place = (predictions.c.created, predictions.c.id)
     statement = select(*place, predictions.c.logits).where(
@@ -252,6 +267,26 @@ def _window(
     if until is not None:
         conditions.append(created < stored_time(until))
     return conditions
+
+
+def _stored_normalisation(normalised: WeightNormalisation | None) -> str | None:
+    if normalised is None:
+        return None
+    return json.dumps(
+        {
+            "norms": normalised.norms.tolist(),
+            "biases": normalised.biases.tolist(),
+            "bias": normalised.bias,
+            "tau": normalised.tau,
+        }
+    )
+
+
+def _read_normalisation(stored: str | None) -> WeightNormalisation | None:
+    if stored is None:
+        return None
+    said = json.loads(stored)
+    return WeightNormalisation(np.array(said["norms"]), np.array(said["biases"]), said["bias"], said["tau"])
 
 
 def _key(made: Prediction) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -24,9 +25,11 @@ from sqlalchemy import (
 from service.core.records import Ranked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
+
+    from service.core.records import StoredLogits
 
 metadata = MetaData()
 
@@ -45,6 +48,7 @@ model_versions = Table(
     Column("temperature", Float, nullable=False),
     Column("tau", Float),
     Column("groups", Text, nullable=False),  # JSON: [[name, [index, ...]], ...]
+    Column("weight_normalisation", Text),  # JSON: an object, where the bundle has it
     Column("created", BigInteger, nullable=False),
     Column("loaded", BigInteger, nullable=False),  # last time
     UniqueConstraint("name", "version", name="uq_model_versions_name_version"),
@@ -80,7 +84,7 @@ predictions = Table(
     Column("decided", Integer, nullable=False),  # top's first index
     Column("top", LargeBinary, nullable=False),  # stored_ranks, as served
     Column("unadjusted", LargeBinary, nullable=False),  # stored_ranks of one
-    Column("logits", LargeBinary, nullable=False),  # float16
+    Column("logits", LargeBinary, nullable=False),  # stored_logits
     # Windows of one model version, and the counts of what was decided in them, from the index alone.
     Index("ix_predictions_window", "model_version_id", "created", "id", "decided"),
 )
@@ -151,29 +155,52 @@ def read_counts(stored: bytes) -> NDArray[np.int64]:
     return np.frombuffer(stored, dtype="<i8")
 
 
-def stored_logits(values: NDArray[np.float32]) -> bytes:
-    """Return (L,) as float16, finite, for no replay ranks infinities.
+def stored_logits(rows: Sequence[NDArray[np.float32]]) -> list[bytes]:
+    """Return each (L,) as float16, or whole as float32 where that has no place for one of them.
 
-    Logits beyond its range are first lowered by the largest, which changes no decision, so that what is then
-    held at the end of the range is far behind. Their differences come back, themselves they do not.
+    Rows of the same length are turned in one go.
     """
-    if np.abs(values).max() > _FLOAT16_MAX:
-        exact = values.astype(np.float64)  # float32 has no room for every difference of two of its numbers
-        lowered: NDArray[np.float64] = np.maximum(exact - exact.max(), -_FLOAT16_MAX)
-        return lowered.astype("<f2").tobytes()
-    return values.astype("<f2").tobytes()
+    if not rows:
+        return []
+    if len({len(row) for row in rows}) > 1:
+        return [stored for row in rows for stored in stored_logits([row])]
+    values = np.stack(rows)
+    held = (np.abs(values).max(axis=1) <= _FLOAT16_MAX).tolist()
+    with np.errstate(over="ignore"):  # in rows that are stored whole
+        halves = values.astype("<f2")
+    return [
+        (half if fits else row.astype("<f4")).tobytes()
+        for half, row, fits in zip(halves, values, held, strict=True)
+    ]
 
 
-def read_logits(stored: Iterable[bytes], n_classes: int) -> NDArray[np.float16]:
-    """Return the rows that `stored_logits` stored, shape (n, L)."""
-    return np.frombuffer(b"".join(stored), dtype="<f2").reshape(-1, n_classes)
+def read_logits(stored: Iterable[bytes], n_classes: int) -> StoredLogits:
+    """Return the rows that `stored_logits` stored, (n, L): float16 unless one of them is float32.
+
+    Rows of version 0001 beyond float16's range come back lowered by their largest, as they were stored.
+    """
+    rows = list(stored)
+    short = 2 * n_classes
+    if all(len(row) == short for row in rows):
+        return np.frombuffer(b"".join(rows), dtype="<f2").reshape(-1, n_classes)
+    return np.stack(
+        [np.frombuffer(row, dtype="<f2" if len(row) == short else "<f4").astype("<f4") for row in rows]
+    )
 
 
 def stored_ranks(ranks: Iterable[Ranked]) -> bytes:
-    """Return index, score and probability of each class, to the last bit as served."""
-    return b"".join(_RANK.pack(rank.index, rank.score, rank.probability) for rank in ranks)
+    """Return index, score and probability (NaN for none) of each class, to the last bit as served."""
+    return b"".join(
+        [
+            _RANK.pack(index, score, math.nan if probability is None else probability)
+            for index, score, probability in ranks
+        ]
+    )
 
 
 def read_ranks(stored: bytes) -> tuple[Ranked, ...]:
     """Return the classes that `stored_ranks` stored."""
-    return tuple(Ranked(*fields) for fields in _RANK.iter_unpack(stored))
+    return tuple(
+        Ranked(index, score, None if math.isnan(probability) else probability)
+        for index, score, probability in _RANK.iter_unpack(stored)
+    )

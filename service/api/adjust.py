@@ -11,7 +11,8 @@ from service.api.bodies import Numbers, RequestModel, json_body
 from service.api.parameters import Name
 from service.api.parts import PartsDep
 from service.core.decide import decide
-from service.core.predict import LARGEST_TAU
+from service.core.methods import LARGEST_TAU
+from service.core.records import Method
 
 router = APIRouter(tags=["decisions"])
 
@@ -20,6 +21,7 @@ class AdjustIn(RequestModel):
     """Logits as the network puts them out (before `logit_offset`), and what to rank them for."""
 
     logits: Annotated[list[list[float]], Field(min_length=1, max_length=10_000)]
+    method: Method = "logit-adjustment"
     tau: Annotated[float, Field(ge=0, le=LARGEST_TAU)] | None = None
     priors: Name | None = None
     target_prior: Numbers | None = Field(
@@ -36,7 +38,7 @@ async def adjust(body: Annotated[AdjustIn, json_body(AdjustIn)], parts: PartsDep
     """Rank logits as /predict would, without inference and without recording anything."""
     loaded = parts.models.get(body.model)
     adjustment = parts.predictor.adjustment_for(
-        loaded, tau=body.tau, priors_name=body.priors, target_prior=body.target_prior
+        loaded, body.method, tau=body.tau, priors_name=body.priors, target_prior=body.target_prior
     )
     decisions = await asyncio.to_thread(decide, body.logits, adjustment, loaded.version, body.top_k)
     return Json(

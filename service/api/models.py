@@ -5,10 +5,18 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
-from bundle.manifest import Group, ImageInput, Metrics, TauPoint, TensorInput
+from bundle.manifest import (
+    Group,
+    ImageInput,
+    Metrics,
+    TauPoint,
+    TensorInput,
+    WeightNormalisation,
+)
 from service.api.answers import Json
 from service.api.parts import PartsDep
 from service.core.models import LoadedModel
+from service.core.records import Method
 
 router = APIRouter(tags=["models"])
 
@@ -21,6 +29,7 @@ class ModelEntry(BaseModel):
     classes: int
     ready: bool
     provider: str = Field(description="What truly runs it.")
+    methods: list[Method] = Field(description="What `method` may say to it.")
 
 
 class RefusedOut(BaseModel):
@@ -49,6 +58,7 @@ class ModelDetail(ModelEntry):
     temperature: float
     tau: float | None
     tau_curve: list[TauPoint]
+    weight_normalisation: WeightNormalisation | None
     groups: list[Group]
     input: ImageInput | TensorInput
     metrics: Metrics
@@ -83,6 +93,7 @@ async def model(name: Annotated[str, Path(max_length=64)], parts: PartsDep) -> J
             "temperature",
             "tau",
             "tau_curve",
+            "weight_normalisation",
             "groups",
             "input",
             "metrics",
@@ -103,6 +114,7 @@ def _entry(loaded: LoadedModel) -> dict[str, Any]:
         "name": loaded.version.name,
         "version": loaded.version.version,
         "classes": len(loaded.version.labels),
-        "ready": loaded.batcher.alive,
+        "ready": loaded.ready,
         "provider": loaded.engine.provider,
+        "methods": loaded.version.methods,
     }

@@ -14,7 +14,7 @@ from service.api.parameters import ModelQuery, Name, PriorsQuery, SpanQuery, Tau
 from service.api.parts import PartsDep
 from service.core.monitor import Report, Selection
 from service.core.parts import Parts
-from service.core.records import PriorVersion
+from service.core.records import Method, PriorVersion
 
 router = APIRouter(prefix="/monitor", tags=["monitor"])
 
@@ -57,10 +57,11 @@ class ClassErrorOut(ErrorOut):
 
 
 class MonitorOut(BaseModel):
-    """Errors of what was served, or of a replay at `tau` and `priors`."""
+    """Errors of what was served, or of a replay by `method` at `tau` and `priors`."""
 
     model: ModelOut
     basis: Literal["served", "replayed"]
+    method: Method | None = Field(description="Of the replay.")
     tau: float | None = Field(description="Of the replay.")
     priors: PriorsOut | None = Field(description="Of the replay.")
     since: str | None
@@ -82,10 +83,11 @@ class PointOut(BaseModel):
 
 
 class TauCurveOut(BaseModel):
-    """What each tau would have given at these priors."""
+    """What each tau would have given by this method, at these priors if it knows any."""
 
     model: ModelOut
-    priors: PriorsOut
+    method: Method
+    priors: PriorsOut | None
     labels: int
     served_tau: float
     points: list[PointOut]
@@ -99,6 +101,9 @@ class Scope:
     model: ModelQuery = None
     version: VersionQuery = None
     priors: PriorsQuery = None
+    method: Annotated[
+        Method | None, Query(description="Decide again by this method, logit-adjustment where none is named.")
+    ] = None
     since: TimeQuery = None
     until: TimeQuery = None
     last: SpanQuery = None
@@ -111,7 +116,7 @@ ScopeDep = Annotated[Scope, Depends()]
 async def monitor(parts: PartsDep, scope: ScopeDep, tau: TauQuery = None) -> Json:
     """Measure errors by class, by group, on average over classes, and over traffic, from labels so far.
 
-    With `tau` or `priors`, as they would have been: decided again from the logits that were kept.
+    With `tau`, `priors` or `method`, as they would have been: decided again from the logits that were kept.
     """
     report = await parts.monitor.report(await _select(parts, scope, tau))
     replay, window = report.selection.replay, report.selection.window
@@ -119,6 +124,7 @@ async def monitor(parts: PartsDep, scope: ScopeDep, tau: TauQuery = None) -> Jso
         {
             "model": model_answer(report.selection.model.name, report.selection.model.version),
             "basis": "served" if replay is None else "replayed",
+            "method": None if replay is None else replay.method,
             "tau": None if replay is None else replay.tau,
             "priors": None if replay is None else _priors(replay.prior),
             "since": None if window.since is None else utc(window.since),
@@ -145,6 +151,7 @@ async def tau_curve(parts: PartsDep, scope: ScopeDep) -> Json:
     return Json(
         {
             "model": model_answer(curve.model.name, curve.model.version),
+            "method": curve.method,
             "priors": _priors(curve.prior),
             "labels": curve.labels,
             "served_tau": curve.served_tau,
@@ -170,11 +177,12 @@ async def _select(parts: Parts, scope: Scope, tau: float | None) -> Selection:
         last=scope.last,
         tau=tau,
         priors=scope.priors,
+        method=scope.method,
     )
 
 
-def _priors(prior: PriorVersion) -> dict[str, object]:
-    return {"name": prior.name, "version": prior.version}
+def _priors(prior: PriorVersion | None) -> dict[str, object] | None:
+    return None if prior is None else {"name": prior.name, "version": prior.version}
 
 
 def _error(error: float, interval: Interval, labels: int) -> dict[str, object]:

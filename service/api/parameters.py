@@ -5,12 +5,15 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
-from fastapi import Query, Request
+from fastapi import Header, Query, Request
 from fastapi.dependencies.models import Dependant
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from service.core.exceptions import Invalid
-from service.core.predict import LARGEST_TAU
+from service.core.methods import LARGEST_TAU
+
+DEADLINE_HEADER: Final = "X-Request-Timeout-Ms"
+LONGEST_DEADLINE_MS: Final = 600_000
 
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _INTEGER: Final = re.compile(r"[0-9]{1,18}")
@@ -69,18 +72,34 @@ def _in_utc(moment: datetime) -> datetime:
         raise ValueError("Input should be a time between the years 1 and 9999 in UTC") from None
 
 
+# Bounds before the reading of the notation: only then they stand in /openapi.json.
 Tau = Annotated[
-    float, BeforeValidator(_number), Field(ge=0, le=LARGEST_TAU, description="Strength of the adjustment.")
+    float, Field(ge=0, le=LARGEST_TAU, description="Strength of the adjustment."), BeforeValidator(_number)
 ]
 TopK = Annotated[
     int,
-    BeforeValidator(_integer),
     Field(ge=1, description="Classes to answer for each image; cut to the number of classes."),
+    BeforeValidator(_integer),
 ]
-WholeNumber = Annotated[int, BeforeValidator(_integer), Field(ge=0)]
+WholeNumber = Annotated[int, Field(ge=0), BeforeValidator(_integer)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Time = Annotated[AwareDatetime, BeforeValidator(_time), AfterValidator(_in_utc)]
-Span = Annotated[timedelta, BeforeValidator(_span)]
+Span = Annotated[
+    timedelta,
+    BeforeValidator(_span),
+    WithJsonSchema({"type": "string", "pattern": f"^{_SPAN.pattern}$", "examples": ["24h", "7d"]}),
+]
+
+Milliseconds = Annotated[int, BeforeValidator(_integer), Field(ge=1, le=LONGEST_DEADLINE_MS)]
+
+DeadlineHeader = Annotated[
+    Milliseconds | None,
+    Header(
+        alias=DEADLINE_HEADER,
+        description="Milliseconds from the whole body to the answer, after which it is a 504; without it "
+        "TARE_DEADLINE_MS.",
+    ),
+]
 
 TauQuery = Annotated[Tau | None, Query()]
 TopKQuery = Annotated[TopK, Query()]

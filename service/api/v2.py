@@ -9,16 +9,15 @@ from enum import Enum
 from functools import partial
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Header, Path, Request
+from fastapi import APIRouter, Depends, Header, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from service.api import v2_infer
 from service.api.answers import Json
-from service.api.bodies import RequestModel, beside_the_loop, inflated, parse, whole_body
-from service.api.parameters import WholeNumber
+from service.api.bodies import RequestModel, beside_the_loop, inflated, parse, unless_abandoned, whole_body
+from service.api.parameters import DeadlineHeader, WholeNumber
 from service.api.parts import PartsDep
-from service.api.predict import offered
 from service.api.v2_infer import InferIn, Row, TensorSpec
 from service.core.exceptions import NotFound
 from service.core.models import LoadedModel
@@ -109,16 +108,12 @@ class IndexEntryOut(BaseModel):
     reason: str
 
 
-async def _named(name: Annotated[str, Path(max_length=64)], request: Request, parts: PartsDep) -> None:
+# No limits on path parameters here: what breaks one is no model's name, and so a 404.
+async def _named(name: str, request: Request, parts: PartsDep) -> None:
     request.state.model = parts.models.get(name)
 
 
-async def _named_version(
-    name: Annotated[str, Path(max_length=64)],
-    version: Annotated[str, Path(max_length=64)],
-    request: Request,
-    parts: PartsDep,
-) -> None:
+async def _named_version(name: str, version: str, request: Request, parts: PartsDep) -> None:
     loaded = parts.models.get(name)
     if version != loaded.version.version:
         raise NotFound(
@@ -228,7 +223,9 @@ async def model_ready(loaded: ModelDep) -> Json:
     return Json({"name": loaded.name, "ready": True})
 
 
-async def infer(sent: SentDep, loaded: ModelDep, parts: PartsDep) -> Response:
+async def infer(
+    request: Request, sent: SentDep, loaded: ModelDep, parts: PartsDep, deadline_ms: DeadlineHeader = None
+) -> Response:
     """Decide and record, as /predict does, with tensors in and out.
 
     Binary tensors follow the JSON, whose length then stands in Inference-Header-Content-Length, in requests
@@ -236,13 +233,21 @@ async def infer(sent: SentDep, loaded: ModelDep, parts: PartsDep) -> Response:
     """
     asked, rows = sent
     chosen = asked.parameters
-    given = v2_infer.outputs_of(len(loaded.version.labels), recorded=parts.predictor.records)
+    given = v2_infer.outputs_of(
+        len(loaded.version.labels), recorded=parts.predictor.records, method=chosen.method
+    )
     outputs = v2_infer.wanted(asked, given)
     adjustment = parts.predictor.adjustment_for(
-        loaded, method=offered(chosen.method), tau=chosen.tau, priors_name=chosen.priors
+        loaded, method=chosen.method, tau=chosen.tau, priors_name=chosen.priors
     )
-    predictions = await parts.predictor.predict(rows, model=loaded, adjustment=adjustment, top_k=chosen.top_k)
-    parts.observer.predicted(loaded.name, adjustment.method, len(predictions))
+    work = parts.predictor.predict(
+        rows,
+        model=loaded,
+        adjustment=adjustment,
+        top_k=chosen.top_k,
+        deadline_s=None if deadline_ms is None else deadline_ms / 1000,
+    )
+    predictions = await unless_abandoned(request, work)
     body, json_bytes = v2_infer.write(asked, outputs, predictions, loaded, adjustment)
     if json_bytes is None:
         return Response(body, media_type="application/json")

@@ -17,7 +17,8 @@ from service.api import v2_tensors
 from service.api.bodies import RequestModel, parse
 from service.api.parameters import Name
 from service.core.exceptions import Invalid, Malformed, TooLarge
-from service.core.predict import LARGEST_TAU
+from service.core.methods import LARGEST_TAU
+from service.core.records import Method
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +49,7 @@ class ParametersIn(RequestModel):
     )
     top_k: Annotated[int, Field(ge=1, description="Classes to answer for each input.")] = 5
     priors: Name | None = Field(default=None, description="A priors name; without it `default`.")
-    method: Literal["logit-adjustment", "weight-normalisation", "none"] = "logit-adjustment"
+    method: Method = "logit-adjustment"
     binary_data_output: bool = Field(
         default=False, description="Outputs as binary data unless they say otherwise."
     )
@@ -106,11 +107,15 @@ def inputs_of(manifest: Manifest) -> list[TensorSpec]:
     return [TensorSpec("image", "BYTES", (-1,)), TensorSpec("pixels", "UINT8", (-1, *spec.row_shape))]
 
 
-def outputs_of(n_classes: int, *, recorded: bool) -> list[TensorSpec]:
-    """Return the outputs that a model gives: a row an input, and in it the `top_k` best classes first."""
+def outputs_of(n_classes: int, *, recorded: bool, method: Method = "logit-adjustment") -> list[TensorSpec]:
+    """Return the outputs that a model gives: a row an input, and in it the `top_k` best classes first.
+
+    Scores of weight normalisation stand for no probabilities.
+    """
+    probabilities = [TensorSpec("probabilities", "FP32", (-1, -1))]
     given = [
         TensorSpec("labels", "BYTES", (-1, -1)),
-        TensorSpec("probabilities", "FP32", (-1, -1)),
+        *(probabilities if method != "weight-normalisation" else []),
         TensorSpec("scores", "FP32", (-1, -1)),
         TensorSpec("indices", "INT64", (-1, -1)),
         TensorSpec("logits", "FP32", (-1, n_classes)),
@@ -271,7 +276,8 @@ def _output(name: str, predictions: Sequence[Prediction], labels: Sequence[str])
     elif name == "indices":
         found = np.array([ranked.index for ranked in top], dtype=np.int64)
     elif name == "scores":
-        found = np.array([ranked.score for ranked in top], dtype=np.float32)
+        limit = float(np.finfo(np.float32).max)
+        found = np.array([ranked.score for ranked in top]).clip(-limit, limit).astype(np.float32)
     else:
         found = np.array([ranked.probability for ranked in top], dtype=np.float32)
     return found.reshape(len(predictions), -1)

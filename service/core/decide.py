@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import islice, repeat
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -13,16 +13,18 @@ from service.core.ports import EngineError
 from service.core.records import Decision, Ranked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
     from service.core.ports import Engine
     from service.core.records import Adjustment, ModelVersion
 
+# Factors and shifts further apart than this would vanish or overflow in the engine's float32.
+_FLOAT32_SPAN: Final = 1e30
 
-@dataclass(frozen=True, eq=False)
-class QueuedImage:
+
+class QueuedImage(NamedTuple):
     """An image as it waits: its bytes as they came, and what its request asks of it.
 
     An array is taken for what decoding would give, of the shape and type that the engine takes.
@@ -35,8 +37,7 @@ class QueuedImage:
     top_k: int
 
 
-@dataclass(frozen=True, eq=False)
-class ReadyImage:
+class ReadyImage(NamedTuple):
     """A decoded image: pixels uint8 (H, W, C), or a row of what else the engine takes."""
 
     pixels: NDArray[Any]
@@ -66,42 +67,48 @@ class Decider:
             raise
         return ReadyImage(pixels, image.adjustment, image.top_k)
 
-    def run(self, batch: Sequence[ReadyImage]) -> list[Decision | Exception]:
+    def run(self, batch: Sequence[ReadyImage], alone: bool = False) -> list[Decision | Exception]:
         """Return a decision for each image; Unavailable for one whose logits are not finite.
 
-        Raises Unavailable where the engine fails: that costs the batch.
+        `alone` says that nothing else runs or waits. Raises Unavailable where the engine fails: that costs
+        the batch.
         """
-        adjustments = {id(image.adjustment): image.adjustment for image in batch}
-        row_of = {key: row for row, key in enumerate(adjustments)}
+        distinct = list({id(image.adjustment): image.adjustment for image in batch}.values())
+        row_of = {id(adjustment): row for row, adjustment in enumerate(distinct)}
+        factors, offsets = _table(distinct)
         try:
             out = self._engine.run(
                 np.stack([image.pixels for image in batch]),
-                np.stack([adjustment.offset for adjustment in adjustments.values()]),
+                offsets,
                 np.array([row_of[id(image.adjustment)] for image in batch], dtype=np.int64),
                 max(image.top_k for image in batch),
+                factors=factors,
+                alone=alone,
             )
         except EngineError as failure:
             raise Unavailable("engine-failed", f"The engine failed: {failure}.") from failure
-        finite = np.all(np.isfinite(out.logits), axis=1)
-        with np.errstate(invalid="ignore"):  # in rows that are not finite, which become no decision
+        finite: list[bool] = np.all(np.isfinite(out.logits), axis=1).tolist()
+        with np.errstate(invalid="ignore", over="ignore"):  # in rows that become no decision, or no share
             shares = np.exp(out.scores / self._temperature - out.log_partition[:, None])
             plain = np.exp(out.unadjusted_score / self._temperature - out.unadjusted_log_partition)
         unadjusted = _ranked(out.unadjusted_index, out.unadjusted_score, plain)
+        # Lists once for the batch: a row of an array costs more to come by than all that is done with it.
+        indices, scores, probabilities = out.indices.tolist(), out.scores.tolist(), _at_most_one(shares)
+
+        def top(i: int, image: ReadyImage) -> Iterable[Ranked]:
+            k = image.top_k
+            if image.adjustment.factor is None:
+                return map(Ranked, indices[i][:k], scores[i][:k], probabilities[i][:k])
+            if _fits_float32(image.adjustment):
+                return _ranked(out.indices[i], out.scores[i])
+            return _best(out.logits[i : i + 1].astype(np.float64), image.adjustment, k)[0]
+
         return [
-            Decision(
-                _cut(_ranked(out.indices[i], out.scores[i], shares[i]), image.top_k),
-                unadjusted[i],
-                out.logits[i],
-            )
+            Decision(_cut(top(i, image), image.top_k), unadjusted[i], out.logits[i])
             if finite[i]
             else Unavailable("logits-not-finite", "The network's answer for this image is not finite.")
             for i, image in enumerate(batch)
         ]
-
-
-def offset_row(model: ModelVersion, target_prior: ArrayLike, tau: float) -> NDArray[np.float64]:
-    """Return what is added to f: b + tau * (log q - log p), float64 (L,)."""
-    return model.logit_offset + formula.adjustment(model.source_prior, target_prior, tau)
 
 
 def decide(logits: ArrayLike, adjustment: Adjustment, model: ModelVersion, top_k: int) -> list[Decision]:
@@ -130,33 +137,76 @@ def decide(logits: ArrayLike, adjustment: Adjustment, model: ModelVersion, top_k
         )
     if not len(values):
         return []
-    scores = values + adjustment.offset
     plain = values + model.logit_offset
-    indices, shares = formula.top_k(scores, top_k), formula.probabilities(scores, adjustment.temperature)
+    best = _best(values, adjustment, top_k)
     first = formula.top_k(plain, 1)[:, 0]
     plain_shares = formula.probabilities(plain, model.temperature)
     rows = np.arange(len(values))
     unadjusted = _ranked(first, plain[rows, first], plain_shares[rows, first])
     return [
-        Decision(
-            _cut(_ranked(indices[i], scores[i, indices[i]], shares[i, indices[i]]), top_k),
-            unadjusted[i],
-            values[i].astype(np.float32),
-        )
-        for i in rows
+        Decision(_cut(top, top_k), unadjusted[i], values[i].astype(np.float32)) for i, top in enumerate(best)
+    ]
+
+
+def _table(
+    adjustments: Sequence[Adjustment],
+) -> tuple[NDArray[np.float64] | None, NDArray[np.float64]]:
+    """Return the engine's rows: factors, None where nothing multiplies, and offsets.
+
+    A row that its float32 would not hold is one and zero: it is ranked here, from f.
+    """
+    if all(adjustment.factor is None for adjustment in adjustments):
+        return None, np.stack([adjustment.offset for adjustment in adjustments])
+    factors = np.ones((len(adjustments), len(adjustments[0].offset)))
+    offsets = np.zeros_like(factors)
+    for row, adjustment in enumerate(adjustments):
+        if _fits_float32(adjustment):
+            offsets[row] = adjustment.offset
+            factors[row] = 1 if adjustment.factor is None else adjustment.factor
+    return factors, offsets
+
+
+def _fits_float32(adjustment: Adjustment) -> bool:
+    """Whether a row keeps its meaning once its largest factor is scaled to one, as the engine does."""
+    if adjustment.factor is None:
+        return True
+    largest = adjustment.factor.max()
+    shift = np.abs(adjustment.offset).max() / largest
+    return bool(adjustment.factor.min() / largest > 1 / _FLOAT32_SPAN and shift < _FLOAT32_SPAN)
+
+
+def _best(values: NDArray[np.float64], adjustment: Adjustment, top_k: int) -> list[list[Ranked]]:
+    """Return the top_k classes of each row of logits f (n, L), best first, in float64."""
+    if adjustment.factor is None:
+        scores = values + adjustment.offset
+        shares = formula.probabilities(scores, adjustment.temperature)
+    else:
+        scores, shares = values * adjustment.factor + adjustment.offset, None
+    return [
+        _ranked(best, scores[row, best], None if shares is None else shares[row, best])
+        for row, best in enumerate(formula.top_k(scores, top_k))
     ]
 
 
 def _ranked(
-    indices: NDArray[np.integer], scores: NDArray[np.floating], shares: NDArray[np.floating]
+    indices: NDArray[np.integer],
+    scores: NDArray[np.floating],
+    shares: NDArray[np.floating] | None = None,
 ) -> list[Ranked]:
-    """Return classes as they are answered; rounding may not take a probability past one."""
-    return [
-        Ranked(index, score, min(share, 1.0))
-        for index, score, share in zip(indices.tolist(), scores.tolist(), shares.tolist(), strict=True)
-    ]
+    """Return classes as they are answered."""
+    probabilities = repeat(None) if shares is None else _at_most_one(shares)
+    return list(map(Ranked, indices.tolist(), scores.tolist(), probabilities))
 
 
-def _cut(ranked: list[Ranked], top_k: int) -> tuple[Ranked, ...]:
+def _at_most_one(shares: NDArray[np.floating]) -> list[Any]:
+    """Return probabilities as nested lists; rounding may not take one past 1."""
+    probabilities: list[Any] = np.minimum(shares, 1.0).tolist()
+    return probabilities
+
+
+def _cut(ranked: Iterable[Ranked], top_k: int) -> tuple[Ranked, ...]:
     """Leave out what lies beyond top_k and what the target prior rules out (the score is -inf)."""
-    return tuple(entry for entry in ranked[:top_k] if entry.score > -np.inf)
+    top = tuple(islice(ranked, top_k))
+    if top[-1].score > -np.inf:  # best first
+        return top
+    return tuple(entry for entry in top if entry.score > -np.inf)

@@ -7,7 +7,7 @@ never mixed; one that is gone is answered from the store like any other.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -15,9 +15,8 @@ import numpy as np
 
 from longtail.intervals import Interval, wilson
 from longtail.metrics import ClassErrors, MeanError, TrafficError, class_errors, mean_error, traffic_error
-from service.core.decide import offset_row
 from service.core.exceptions import Invalid, NotFound
-from service.core.predict import tau_by_default
+from service.core.methods import checked_tau, knows_priors, ranking_row, tau_by_default
 from service.core.priors import DEFAULT
 
 if TYPE_CHECKING:
@@ -26,9 +25,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from service.core.methods import Row
     from service.core.ports import Clock, Store
     from service.core.priors import Priors
-    from service.core.records import FeedbackItem, ModelVersion, PriorVersion, Receipt, StoredPrediction
+    from service.core.records import (
+        FeedbackItem,
+        Method,
+        ModelVersion,
+        PriorVersion,
+        Receipt,
+        StoredLogits,
+        StoredPrediction,
+    )
 
 GRID: Final = tuple(step / 10 for step in range(31))
 
@@ -56,10 +64,16 @@ def window(since: datetime | None, until: datetime | None, last: timedelta | Non
 
 @dataclass(frozen=True, eq=False)
 class Replay:
-    """What is decided again: at this tau, for this prior."""
+    """What is decided again: by this method at this tau, for this prior if the method knows one."""
 
+    method: Method
     tau: float
-    prior: PriorVersion
+    prior: PriorVersion | None
+
+    def row(self, model: ModelVersion) -> Row:
+        """Return what scores this model's f."""
+        target = None if self.prior is None else self.prior.probabilities
+        return ranking_row(model, self.method, self.tau, target)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +114,11 @@ class CurvePoint:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """The errors over a grid of tau, at one prior. `served_tau` is among its points."""
+    """The errors over a grid of tau, by one method at one prior. `served_tau` is among its points."""
 
     model: ModelVersion
-    prior: PriorVersion
+    method: Method
+    prior: PriorVersion | None
     labels: int
     served_tau: float
     points: tuple[CurvePoint, ...]
@@ -147,19 +162,25 @@ class Monitor:
         last: timedelta | None = None,
         tau: float | None = None,
         priors: str | None = None,
+        method: Method | None = None,
     ) -> Selection:
         """Return what a request asks to look at: `version` None is the latest loaded.
 
-        With `tau` or `priors` it is a replay; what is not named is what is served by default. Raises NotFound
-        for a model, version or priors name that is not there, Invalid for the window.
+        With `tau`, `priors` or `method` it is a replay; what is not named is what is served by default.
+        Raises NotFound for a model, version or priors name that is not there, Invalid for the window, and for
+        what the method does not take.
         """
         chosen = window(since, until, last, self._clock())
         model = await self._model(name, version)
-        if tau is None and priors is None:
+        if tau is None and priors is None and method is None:
             return Selection(model, chosen, None)
+        return Selection(model, chosen, self._replay(model, method or "logit-adjustment", tau, priors))
+
+    def _replay(self, model: ModelVersion, method: Method, tau: float | None, priors: str | None) -> Replay:
+        named = None if priors is None else "priors"
+        strength = checked_tau(model, method, tau, by_default=self._default_tau, prior=named)
         prior = self._priors.current(model.label_set, priors or DEFAULT)
-        strength = tau_by_default(model, self._default_tau) if tau is None else tau
-        return Selection(model, chosen, Replay(strength, prior))
+        return Replay(method, strength, prior if knows_priors(method) else None)
 
     async def report(self, selection: Selection) -> Report:
         """Measure the decisions of a selection against their labels."""
@@ -175,15 +196,22 @@ class Monitor:
         return await asyncio.to_thread(_report, selection, labelled, predicted)
 
     async def tau_curve(self, selection: Selection) -> Curve:
-        """Measure what each tau of a grid would have given, at the prior of the selection."""
+        """Measure what each tau of a grid would have given, by the method and at the prior of the selection.
+
+        Raises Invalid for the method none, which has one tau.
+        """
         model = selection.model
-        prior = selection.replay.prior if selection.replay else self._priors.current(model.label_set, DEFAULT)
-        served = tau_by_default(model, self._default_tau)
+        chosen = selection.replay or self._replay(model, "logit-adjustment", None, None)
+        if chosen.method == "none":
+            raise Invalid("invalid-parameter", "method: none has one tau and no curve.", parameter="method")
+        served = tau_by_default(model, chosen.method, self._default_tau)
         taus = sorted({*GRID, served})
         async with self._replaying:
-            labelled = await self._replayed(model, selection.window, [Replay(tau, prior) for tau in taus])
+            labelled = await self._replayed(
+                model, selection.window, [replace(chosen, tau=tau) for tau in taus]
+            )
             points = await asyncio.to_thread(_curve, model, taus, labelled)
-        return Curve(model, prior, len(labelled.labels), served, points)
+        return Curve(model, chosen.method, chosen.prior, len(labelled.labels), served, points)
 
     async def _model(self, name: str, version: str | None) -> ModelVersion:
         known = await self._store.model_versions(name)
@@ -206,20 +234,20 @@ class Monitor:
 
     async def _replayed(self, model: ModelVersion, of: Window, replays: Sequence[Replay]) -> _Labelled:
         """Decide the labelled predictions again, by each replay; a block of logits is held at a time."""
-        offsets = [offset_row(model, one.prior.probabilities, one.tau) for one in replays]
+        rows = [one.row(model) for one in replays]
         gathered = _Gathering()
         async for block in self._store.labelled(model, of.since, of.until, with_logits=True):
             if block.logits is not None:
-                decided = await asyncio.to_thread(_decide, block.logits, offsets)
+                decided = await asyncio.to_thread(_decide, block.logits, rows)
                 gathered.add(block.labels, block.sampling_probability, decided)
         return gathered.all()
 
     async def _predicted(self, model: ModelVersion, of: Window, replay: Replay) -> NDArray[np.int64]:
         """Count what the replay decides over all predictions, labelled or not."""
         counts = np.zeros(len(model.labels), dtype=np.int64)
-        offset = offset_row(model, replay.prior.probabilities, replay.tau)
+        row = replay.row(model)
         async for logits in self._store.recorded_logits(model, of.since, of.until):
-            (decided,) = await asyncio.to_thread(_decide, logits, [offset])
+            (decided,) = await asyncio.to_thread(_decide, logits, [row])
             counts += np.bincount(decided, minlength=len(counts))
         return counts
 
@@ -260,13 +288,14 @@ class _Gathering:
         )
 
 
-def _decide(logits: NDArray[np.float16], offsets: Sequence[NDArray[np.float64]]) -> NDArray[np.integer]:
-    """Return the first index of the largest score, by each offset (L,), for logits (n, L): (offsets, n)."""
+def _decide(logits: StoredLogits, rows: Sequence[Row]) -> NDArray[np.integer]:
+    """Return the first index of the largest score, by each row, for logits (n, L): (rows, n)."""
     exact = logits.astype(np.float64)
     small = exact.shape[1] <= np.iinfo(np.int16).max  # a curve holds 31 of these for every label
-    decided = np.empty((len(offsets), len(logits)), dtype=np.int16 if small else np.int32)
-    for row, offset in zip(decided, offsets, strict=True):
-        row[:] = (exact + offset).argmax(axis=1)
+    decided = np.empty((len(rows), len(logits)), dtype=np.int16 if small else np.int32)
+    for winners, (factor, offset) in zip(decided, rows, strict=True):
+        scaled = exact if factor is None else exact * factor
+        winners[:] = (scaled + offset).argmax(axis=1)
     return decided
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Method = Literal["logit-adjustment", "none"]
+    from longtail.normalisation import BiasRule
+
+    StoredLogits = NDArray[np.float16] | NDArray[np.float32]
+
+Method = Literal["logit-adjustment", "weight-normalisation", "none"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,16 @@ class Group:
 
     name: str
     indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class WeightNormalisation:
+    """What ranking by f / norms^tau needs; see `bundle.manifest.WeightNormalisation`. Arrays are (L,)."""
+
+    norms: NDArray[np.float64]
+    biases: NDArray[np.float64]
+    bias: BiasRule
+    tau: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +54,19 @@ class ModelVersion:
     temperature: float
     tau: float | None
     groups: tuple[Group, ...]
+    weight_normalisation: WeightNormalisation | None = None
 
-    @property
+    @cached_property
     def label_set(self) -> str:
         """The id of the ordered list of labels; models that share it share their priors."""
         return label_set_id(self.labels)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """How its logits can be ranked."""
+        if self.weight_normalisation is None:
+            return ("logit-adjustment", "none")
+        return ("logit-adjustment", "weight-normalisation", "none")
 
 
 def label_set_id(labels: Sequence[str]) -> str:
@@ -66,10 +89,12 @@ class PriorVersion:
 
 @dataclass(frozen=True, eq=False)
 class Adjustment:
-    """How scores are made for one request: s = f + offset, one row of the engine's table.
+    """How scores are made for one request: s = f * factor + offset, one row of the engine's table.
 
-    `offset` is b + tau * (log q - log p), float64 (L,), -inf where q is zero. `prior` is None where no stored
-    prior is used (tau = 0 by `method=none`, or a target prior given in the request itself).
+    By logit adjustment `factor` is None, for 1, and `offset` is b + tau * (log q - log p), float64 (L,), -inf
+    where q is zero. By weight normalisation they are those of `longtail.normalisation`. `prior` is None where
+    no stored prior is used (by `method=none` and weight normalisation, or a target prior given in the request
+    itself).
     """
 
     method: Method
@@ -77,19 +102,21 @@ class Adjustment:
     temperature: float
     prior: PriorVersion | None
     offset: NDArray[np.float64]
+    factor: NDArray[np.float64] | None = None
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """One class as it is answered."""
+# Those that are made for every image are tuples, which take half the time to make.
 
-    index: int
+
+class Ranked(NamedTuple):
+    """One class as it is answered; without a probability where the scores stand for none."""
+
+    index: int  # type: ignore[assignment]  # in the place of a method that tuples have
     score: float
-    probability: float
+    probability: float | None
 
 
-@dataclass(frozen=True, eq=False)
-class Decision:
+class Decision(NamedTuple):
     """What the engine and the formula made of one image.
 
     `top` is in order, cut to the request's top_k and to classes above -inf; `top[0]` is the decision.
@@ -101,8 +128,7 @@ class Decision:
     logits: NDArray[np.float32]
 
 
-@dataclass(frozen=True, eq=False)
-class Prediction:
+class Prediction(NamedTuple):
     """A decision as it is recorded and answered.
 
     `id` is a UUIDv7 that holds `created` to the millisecond; None where recording is off.
@@ -120,6 +146,21 @@ class Prediction:
     decision: Decision
 
 
+class Stages(NamedTuple):
+    """Where a request's time went, in seconds, by the batch that completed it: the parts make up the total.
+
+    `queue_s` until that batch began, `decode_s` decoding all of its images, `infer_s` running the network on
+    them, `store_s` shaping the answers and waiting for the commit. Of a request that did not finish only the
+    total is known; the parts are 0.
+    """
+
+    queue_s: float
+    decode_s: float
+    infer_s: float
+    store_s: float
+    total_s: float
+
+
 @dataclass(frozen=True)
 class StoredLabel:
     """A label that arrived for a prediction; the newest stands last."""
@@ -131,7 +172,7 @@ class StoredLabel:
 
 @dataclass(frozen=True, eq=False)
 class StoredPrediction:
-    """A prediction read back. Its decision's logits went through float16; the rest is as it was answered."""
+    """A prediction read back: as it was answered, but that its logits went through float16 where they fit."""
 
     prediction: Prediction
     labels: tuple[StoredLabel, ...]
@@ -171,11 +212,11 @@ class Receipt:
 class LabelledPredictions:
     """Labelled predictions of one model version, as columns of n rows.
 
-    `logits` is float16 (n, L), or None where they were not asked for; `decided` and `labels` int64 (n,),
-    `sampling_probability` float64 (n,), 1 where none was given.
+    `logits` is float16 (n, L), or float32 where a row of them needs it, or None where they were not asked
+    for; `decided` and `labels` int64 (n,), `sampling_probability` float64 (n,), 1 where none was given.
     """
 
     decided: NDArray[np.int64]
     labels: NDArray[np.int64]
     sampling_probability: NDArray[np.float64]
-    logits: NDArray[np.float16] | None
+    logits: StoredLogits | None

@@ -14,6 +14,7 @@ import pytest
 
 from service.core.exceptions import Stale
 from service.core.ports import Store
+from service.core.records import WeightNormalisation
 from tests.recorded import LABELS, START, TurnedClock, item, model, prediction, prior, uuid7
 
 Result = TypeVar("Result")
@@ -65,6 +66,15 @@ class StoreContract:
         run(store.register_model(tiny, START + timedelta(hours=2)))
         assert [one.version[0] for one in run(store.model_versions("tiny"))] == ["1", "0"]
 
+    def test_weight_normalisation_is_kept_with_its_version(self, store):
+        part = WeightNormalisation(np.array([0.5, 1, 2, 4]), np.array([0, -1, 0.25, 1]), "keep", 0.7)
+        run(store.register_model(replace(model("normed"), weight_normalisation=part), START))
+        (kept,) = run(store.model_versions("normed"))
+        assert kept.methods == ("logit-adjustment", "weight-normalisation", "none")
+        found = kept.weight_normalisation
+        assert (found.norms.tolist(), found.biases.tolist()) == (part.norms.tolist(), part.biases.tolist())
+        assert (found.bias, found.tau) == ("keep", 0.7)
+
     def test_an_unknown_model_has_no_versions(self, store):
         assert list(run(store.model_versions("nobody"))) == []
 
@@ -86,19 +96,39 @@ class StoreContract:
         half = made.decision.logits.astype(np.float16).astype(np.float32)
         np.testing.assert_array_equal(found.prediction.decision.logits, half)
 
-    def test_logits_beyond_float16_stay_finite(self, store, tiny):
-        made = prediction(tiny, logits=np.array([1e30, -1e30, 70_000, 1]))
-        run(store.record([made]))
-        logits = run(store.prediction(made.id)).prediction.decision.logits
-        assert np.isfinite(logits).all() and logits.argmax() == 0 and logits.argmin() == 1
-
-    def test_logits_beyond_float16_are_still_decided_as_they_were(self, store, tiny):
-        for logits in ([1.9e6, 1.9e6 + 10, -3e6, 0], [3e38, -3e38, 2e38, 0], [-7e4, -6.9e4, -9e4, -8e4]):
+    def test_logits_beyond_float16_are_kept_whole(self, store, tiny):
+        for logits in (
+            [1e30, -1e30, 70_000, 1],
+            [1.9e6, 1.9e6 + 10, -3e6, 0],
+            [3e38, -3e38, 2e38, 1e-30],
+            [-7e4, -6.9e4, -9e4, -8e4],
+        ):
             made = prediction(tiny, logits=np.array(logits))
             run(store.record([made]))
             kept = run(store.prediction(made.id)).prediction.decision.logits
-            assert np.isfinite(kept).all() and (kept == kept.max()).tolist().count(True) == 1
-            assert kept.argmax() == np.argmax(logits)
+            np.testing.assert_array_equal(kept, np.array(logits, dtype=np.float32))
+
+    def test_one_row_beyond_float16_leaves_the_others_of_its_block_as_they_are(self, store, tiny):
+        small, large = np.array([0.1, 2.5, -3, 9]), np.array([1e5, 1, 2, 3])
+        made = [
+            prediction(tiny, START + timedelta(seconds=i), logits=logits)
+            for i, logits in enumerate([small, large, small])
+        ]
+        run(store.record(made))
+        run(store.learn([item(one, 0) for one in made], START))
+        expected = np.stack([small.astype(np.float16), large, small.astype(np.float16)]).astype(np.float32)
+        (block,) = run(blocks(store.recorded_logits(tiny, None, None)))
+        np.testing.assert_array_equal(block, expected)
+        (labelled,) = run(blocks(store.labelled(tiny, None, None, with_logits=True)))
+        np.testing.assert_array_equal(labelled.logits, expected)
+
+    def test_scores_that_stand_for_no_probability_are_read_back_without_one(self, store, tiny):
+        made = prediction(tiny)
+        top = tuple(ranked._replace(probability=None) for ranked in made.decision.top)
+        decision = made.decision._replace(top=top)
+        made = made._replace(method="weight-normalisation", decision=decision, prior_name=None)
+        run(store.record([made]))
+        assert run(store.prediction(made.id)).prediction.decision.top == top
 
     def test_recording_the_same_prediction_again_changes_nothing(self, store, tiny):
         made = prediction(tiny)
@@ -356,7 +386,7 @@ class StoreContract:
         self, store, tiny
     ):
         good = [prediction(tiny) for _ in range(50)]
-        bad = replace(prediction(tiny), model_version="f" * 16)
+        bad = prediction(tiny)._replace(model_version="f" * 16)
 
         async def together() -> list[Any]:
             work = [store.record([one]) for one in (*good[:25], bad, *good[25:])]

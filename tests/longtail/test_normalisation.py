@@ -1,4 +1,4 @@
-"""Weight normalisation against a linear head whose weights are really rescaled, and where it must do nothing."""
+"""Weight normalisation against a linear head whose weights are rescaled, and where it must do nothing."""
 
 import numpy as np
 import pytest

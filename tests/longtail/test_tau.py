@@ -245,7 +245,7 @@ def test_tau_of_weight_normalisation_is_chosen_by_what_it_ranks():
 
 def test_an_unknown_rule_lists_those_there_are():
     f, labels = held_out(n=50)
-    with pytest.raises(ValueError, match="'luck'.*class-mean-log-loss.*calibration-ece"):
+    with pytest.raises(ValueError, match=r"'luck'.*class-mean-log-loss.*calibration-ece"):
         choose_tau(f, labels, SOURCE, rule="luck")
 
 

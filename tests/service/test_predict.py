@@ -64,15 +64,42 @@ class FakeStore:
     def __init__(self) -> None:
         self.kept = []
         self.failure = None
+        self.full = False
 
-    async def record(self, predictions):
-        if self.failure is not None:
-            raise self.failure
-        self.kept.extend(predictions)
+    def check_room(self, predictions, n_classes):
+        if self.full:
+            raise Overloaded("store-behind", "The store is behind.", retry_after_s=1)
+
+    def keep(self, recordings, then):
+        if self.failure is None:
+            self.kept.extend(
+                one for recording in recordings if recording.wanted for one in recording.predictions
+            )
+        then(self.failure)
+
+
+class Heard:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.answered = []
+        self.refused = []
+        self.given_up = []
+
+    def predicted(self, model, method, images, stages):
+        self.answered.append((method, images, stages))
+
+    def shed(self, model, reason):
+        self.refused.append(reason)
+
+    def dropped(self, model, reason):
+        self.given_up.append(reason)
 
 
 @asynccontextmanager
-async def serving(folder, n_classes=CLASSES, capacity=None, priors=None, change=None, **options):
+async def serving(
+    folder, n_classes=CLASSES, capacity=None, priors=None, change=None, observer=None, **options
+):
     """A predictor with the tiny bundle behind it: real decoder, queue and ONNX Runtime."""
     changes = {"logit_offset": np.linspace(-2, 1, n_classes).tolist(), **(change or {})}
     bundle = tiny.make(folder / "tiny", n_classes=n_classes, **changes)
@@ -80,9 +107,9 @@ async def serving(folder, n_classes=CLASSES, capacity=None, priors=None, change=
     store = FakeStore()
     named = {"default": uniform_prior(n_classes), **(priors or {})}
     try:
-        yield Predictor(store, FakePriors(**named), lambda: NOW, **options), model, store
+        yield Predictor(store, FakePriors(**named), lambda: NOW, observer or Heard(), **options), model, store
     finally:
-        await model.batcher.stop()
+        await asyncio.to_thread(model.batcher.stop)
 
 
 def allowed(score):
@@ -113,48 +140,135 @@ counts = st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 1e6)), min_size=CLASSE
     any
 )
 asked = st.tuples(
+    st.sampled_from(["logit-adjustment", "weight-normalisation", "none"]),
     st.integers(0, len(IMAGES) - 1),
     st.one_of(st.sampled_from([0.0, 1.0, 100.0]), st.floats(0, 100)),
     counts.map(prior_from_counts),
     st.integers(1, CLASSES + 3),
 )
+NORMS = np.geomspace(2.5, 0.4, CLASSES)  # at tau = 100 they are 80 powers of ten apart
+BIASES = tiny.weights(CLASSES)[1].astype(np.float64)
 
 
-@pytest.fixture(scope="module")
-def decider(tmp_path_factory):
-    offset = np.linspace(-2, 1, CLASSES).tolist()
-    bundle = tiny.make(tmp_path_factory.mktemp("m") / "tiny", n_classes=CLASSES, logit_offset=offset)
+def normalised(f, tau, bias):
+    """Weight normalisation written out again, in float64."""
+    f = f.astype(np.float64)
+    if bias == "divide":
+        return f / NORMS**tau
+    return (f - BIASES) / NORMS**tau + (BIASES if bias == "keep" else 0)
+
+
+def check_normalised(decision, tau, bias, top_k):
+    """Hold a decision by weight normalisation to the formula, from the logits it says it saw."""
+    scores = normalised(decision.logits, tau, bias)
+    size = (np.abs(decision.logits) + 2 * np.abs(BIASES)) / NORMS**tau + np.abs(BIASES)
+    order = formula.top_k(scores, top_k)
+    assert len({entry.index for entry in decision.top}) == len(decision.top) == len(order)
+    for entry, index in zip(decision.top, order, strict=True):
+        assert entry.probability is None
+        assert abs(entry.score - scores[entry.index]) <= 1e-6 * size[entry.index]
+        assert abs(scores[entry.index] - scores[index]) <= 1e-6 * (size[entry.index] + size[index])
+
+
+@pytest.fixture(scope="module", params=["divide", "keep", "drop"])
+def decider(tmp_path_factory, request):
+    bundle = tiny.make(
+        tmp_path_factory.mktemp("m") / "tiny",
+        n_classes=CLASSES,
+        logit_offset=np.linspace(-2, 1, CLASSES).tolist(),
+        weight_normalisation={
+            "nu": "norm",
+            "norms": NORMS.tolist(),
+            "biases": BIASES.tolist(),
+            "bias": request.param,
+            "tau": 0.7,
+        },
+    )
     model = bundles.load(bundle, "cpu", Capacity(workers=1))
     decode = partial(images.pixels, spec=bundle.manifest.input)
     yield model, Decider(decode, model.engine, model.version.temperature)
-    asyncio.run(model.batcher.stop())
+    model.batcher.stop()
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(asked, min_size=1, max_size=16))
 def test_a_decision_equals_the_formula_alone_and_in_any_batch(decider, requests):
     model, steps = decider
-    predictor = Predictor(FakeStore(), FakePriors(), lambda: NOW)
+    version = model.version
+    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW, Heard())
+
+    def adjustment(method, tau, target):
+        if method == "logit-adjustment":
+            return predictor.adjustment_for(model, method, tau, None, target)
+        return predictor.adjustment_for(model, method, None if method == "none" else tau)
+
     ready = [
-        steps.prepare(
-            QueuedImage(
-                IMAGES[image], 0, predictor.adjustment_for(model, "logit-adjustment", tau, None, q), k
-            )
-        )
-        for image, tau, q, k in requests
+        steps.prepare(QueuedImage(IMAGES[image], 0, adjustment(method, tau, target), k))
+        for method, image, tau, target, k in requests
     ]
     mixed = steps.run(ready)
-    for decision, one, (image, tau, target, top_k) in zip(mixed, ready, requests, strict=True):
+    for decision, one, (method, image, asked_tau, target, top_k) in zip(mixed, ready, requests, strict=True):
         f = tiny.logits(PIXELS[image : image + 1], CLASSES)[0]
         np.testing.assert_allclose(decision.logits, f, atol=1e-5)
-        version = model.version
+        (alone,) = steps.run([one])
+        if method == "weight-normalisation":
+            check_normalised(decision, asked_tau, version.weight_normalisation.bias, top_k)
+            check_normalised(alone, asked_tau, version.weight_normalisation.bias, top_k)
+            plain = decision.logits + version.logit_offset
+            assert abs(plain[decision.unadjusted.index] - plain.max()) <= 1e-4
+            continue
+        tau = 0.0 if method == "none" else asked_tau
         scores = formula.scores(decision.logits, version.logit_offset, version.source_prior, target, tau)
         check(decision, scores - decision.logits, model, top_k)
-        (alone,) = steps.run([one])
         assert [entry.index for entry in alone.top] == [entry.index for entry in decision.top]
         for a, b in zip((*alone.top, alone.unadjusted), (*decision.top, decision.unadjusted), strict=True):
             assert abs(a.score - b.score) <= allowed(a.score)
             assert abs(a.probability - b.probability) <= 1e-4
+
+
+@pytest.mark.parametrize("tau", [0, 0.7, 30, 100])
+def test_given_logits_are_normalised_as_images_are(decider, tau):
+    model, _ = decider
+    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW, Heard())
+    adjustment = predictor.adjustment_for(model, "weight-normalisation", tau)
+    logits = np.random.default_rng(3).normal(0, 4, (20, CLASSES)).astype(np.float32)
+    for decision in decide(logits, adjustment, model.version, 4):
+        check_normalised(decision, tau, model.version.weight_normalisation.bias, 4)
+
+
+def test_weight_normalisation_has_a_tau_of_its_own_and_knows_no_prior(decider):
+    model, _ = decider
+    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW, Heard())
+    made = predictor.adjustment_for(model, "weight-normalisation")
+    assert (made.method, made.tau, made.prior) == ("weight-normalisation", 0.7, None)
+    assert predictor.adjustment_for(model, "weight-normalisation", 0.7) is made
+    assert predictor.adjustment_for(model).tau == 1.0
+    of_service = Predictor(FakeStore(), FakePriors(), lambda: NOW, Heard(), default_tau=2.0)
+    with pytest.raises(Invalid) as refused:
+        of_service.adjustment_for(model, "weight-normalisation", priors_name="default")
+    assert (refused.value.code, refused.value.fields) == ("conflicting-parameters", {"parameter": "priors"})
+    with pytest.raises(Invalid) as refused:
+        of_service.adjustment_for(model, "weight-normalisation", target_prior=uniform_prior(CLASSES))
+    assert refused.value.fields == {"parameter": "target_prior"}
+    for tau in (-1, 101, np.nan):
+        with pytest.raises(Invalid):
+            predictor.adjustment_for(model, "weight-normalisation", tau)
+
+
+def test_a_tau_that_the_norms_do_not_bear_is_refused(tmp_path):
+    async def main():
+        part = {"nu": "prior", "norms": [1.0, 1e-4], "biases": [0.0, 0.0], "tau": None}
+        async with serving(tmp_path, n_classes=2, change={"weight_normalisation": part}) as (
+            predictor,
+            model,
+            _,
+        ):
+            assert predictor.adjustment_for(model, "weight-normalisation").tau == 1.0
+            with pytest.raises(Invalid, match="tau: tau = 100 is too large") as refused:
+                predictor.adjustment_for(model, "weight-normalisation", 100)
+            assert refused.value.fields == {"parameter": "tau"}
+
+    asyncio.run(main())
 
 
 def test_concurrent_requests_keep_their_own_tau_prior_and_top_k(tmp_path):
@@ -240,7 +354,7 @@ def test_one_bad_image_fails_its_request_by_position_and_nothing_of_it_is_kept(t
             good, failed = await asyncio.gather(
                 predict(*IMAGES[:3]), predict(*IMAGES[3:8], bad, IMAGES[8], bad), return_exceptions=True
             )
-            await model.batcher.stop()
+            await asyncio.to_thread(model.batcher.stop)
             assert isinstance(failed, kind)
             assert failed.fields["position"] == 5
             assert len(good) == 3
@@ -268,7 +382,7 @@ def test_logits_that_are_not_finite_fail_their_own_request_only_and_are_not_kept
 
     async def main():
         store = FakeStore()
-        predictor = Predictor(store, FakePriors(default=uniform_prior(4)), lambda: NOW)
+        predictor = Predictor(store, FakePriors(default=uniform_prior(4)), lambda: NOW, Heard())
         adjustment = predictor.adjustment_for(model)
         first, second, third = steps.run(
             [steps.prepare(QueuedImage(png(pixels), 0, adjustment, 2)) for pixels in (light, dark, light)]
@@ -280,7 +394,7 @@ def test_logits_that_are_not_finite_fail_their_own_request_only_and_are_not_kept
         with pytest.raises(Unavailable):
             await predictor.predict([png(light), png(dark)], model=model, adjustment=adjustment, top_k=1)
         assert store.kept == []
-        await model.batcher.stop()
+        await asyncio.to_thread(model.batcher.stop)
 
     asyncio.run(main())
 
@@ -289,7 +403,7 @@ def test_an_engine_that_fails_is_unavailable_with_its_reason(tmp_path, monkeypat
     async def main():
         async with serving(tmp_path) as (predictor, model, _):
 
-            def fail(*_):
+            def fail(*_, **__):
                 raise EngineError("the device is lost")
 
             monkeypatch.setattr(model.engine, "run", fail)
@@ -315,30 +429,132 @@ def test_no_answer_goes_out_that_the_store_did_not_keep(tmp_path):
     asyncio.run(main())
 
 
-def test_what_comes_too_late_is_a_deadline_and_leaves_the_queue(tmp_path, monkeypatch):
-    async def main():
-        gate = threading.Event()
-        capacity = Capacity(workers=1, largest_batch=1, queue_items=2)
-        async with serving(tmp_path, capacity=capacity, deadline_s=0.05) as (predictor, model, store):
-            real = model.engine.run
+@asynccontextmanager
+async def held_up(folder, monkeypatch, **options):
+    """A predictor whose engine waits at a gate; yields an asker, the gate and the parts."""
+    gate, entered = threading.Event(), threading.Semaphore(0)
+    capacity = Capacity(workers=1, largest_batch=1, queue_items=3)
+    async with serving(folder, capacity=capacity, **options) as (predictor, model, store):
+        real = model.engine.run
 
-            def slow(*arguments):
-                assert gate.wait(30)
-                return real(*arguments)
+        def slow(*arguments, **options):
+            entered.release()
+            assert gate.wait(30)
+            return real(*arguments, **options)
 
-            monkeypatch.setattr(model.engine, "run", slow)
-            adjustment = predictor.adjustment_for(model)
+        monkeypatch.setattr(model.engine, "run", slow)
+        adjustment = predictor.adjustment_for(model)
 
-            def predict():
-                return predictor.predict(IMAGES[:1], model=model, adjustment=adjustment, top_k=1)
+        def ask(images=1, deadline_s=None):
+            work = predictor.predict(
+                IMAGES[:images], model=model, adjustment=adjustment, top_k=1, deadline_s=deadline_s
+            )
+            return asyncio.ensure_future(work)
 
-            results = await asyncio.gather(*(predict() for _ in range(4)), return_exceptions=True)
-            assert {type(result) for result in results} <= {DeadlineExceeded, Overloaded}
-            assert any(isinstance(result, DeadlineExceeded) for result in results)
-            assert model.batcher.queued_items == 0
+        running = ask()
+        await asyncio.to_thread(entered.acquire)
+        try:
+            yield ask, running, gate, model, store
+        finally:
             gate.set()
-            monkeypatch.undo()
-            assert store.kept == []
+
+
+def test_a_deadline_fires_while_a_batch_runs_and_takes_what_waits_out_of_the_queue(tmp_path, monkeypatch):
+    async def main():
+        heard = Heard()
+        async with held_up(tmp_path, monkeypatch, observer=heard) as (ask, running, gate, model, store):
+            late = ask(images=3, deadline_s=0.05)
+            with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
+                await late  # the batch before it still runs
+            assert not running.done()
+            assert (model.batcher.queued_items, model.batcher.queued_bytes) == (0, 0)
+            assert heard.given_up == ["deadline"]
+            gate.set()
+            await running
+            assert len(store.kept) == 1
+            assert len(heard.answered) == 1
+
+    asyncio.run(main())
+
+
+def test_what_is_past_its_deadline_when_its_batch_ends_is_not_kept(tmp_path, monkeypatch):
+    async def main():
+        async with held_up(tmp_path, monkeypatch, deadline_s=0.05) as (ask, running, gate, _, store):
+            with pytest.raises(DeadlineExceeded):
+                await running
+            gate.set()
+            assert len(await ask(deadline_s=30)) == 1
+            assert len(store.kept) == 1
+
+    asyncio.run(main())
+
+
+def test_a_client_that_leaves_takes_its_images_out_of_the_queue(tmp_path, monkeypatch):
+    async def main():
+        heard = Heard()
+        async with held_up(tmp_path, monkeypatch, observer=heard) as (ask, running, gate, model, store):
+            leaving = ask(images=3)
+            while model.batcher.queued_items != 3:
+                await asyncio.sleep(0.001)
+            leaving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            assert model.batcher.queued_items == 0
+            assert heard.given_up == ["client-left"]
+            gate.set()
+            await running
+            assert len(store.kept) == 1
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_and_a_store_that_is_behind_are_refused_before_any_work(tmp_path, monkeypatch):
+    async def main():
+        heard = Heard()
+        async with held_up(tmp_path, monkeypatch, observer=heard) as (ask, running, gate, model, store):
+            waiting = ask(images=2)
+            while model.batcher.queued_items != 2:
+                await asyncio.sleep(0.001)
+            with pytest.raises(Overloaded) as refused:
+                await ask(images=2)
+            assert refused.value.code == "queue-full"
+            store.full = True
+            with pytest.raises(Overloaded) as refused:
+                await ask()
+            assert refused.value.code == "store-behind"
+            assert heard.refused == ["queue-full", "store-behind"]
+            gate.set()
+            await asyncio.gather(running, waiting)  # what was taken is answered, and kept
+            assert len(store.kept) == 3
+
+    asyncio.run(main())
+
+
+def test_the_stages_of_a_request_make_up_its_time(tmp_path):
+    async def main():
+        async with serving(tmp_path) as (predictor, model, _):
+            asked = {"model": model, "adjustment": predictor.adjustment_for(model), "top_k": 1}
+            shaped, stages = await predictor.ask(IMAGES[:3], shape=len, **asked)
+            assert shaped == 3
+            *parts, total = stages
+            assert min(parts) >= 0
+            assert sum(parts) == pytest.approx(total)
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_cannot_be_shaped_fails_its_own_request_and_is_not_kept(tmp_path):
+    async def main():
+        async with serving(tmp_path) as (predictor, model, store):
+            asked = {"model": model, "adjustment": predictor.adjustment_for(model), "top_k": 1}
+
+            def shape(predictions):
+                raise KeyError("no such label")
+
+            with pytest.raises(KeyError):
+                await predictor.ask(IMAGES[:1], shape=shape, **asked)
+            assert len(await predictor.predict(IMAGES[:1], **asked)) == 1
+            assert len(store.kept) == 1
 
     asyncio.run(main())
 
@@ -486,7 +702,7 @@ def test_adjust_without_an_engine_gives_what_predict_gave(tmp_path):
 )
 def test_logits_that_do_not_fit_are_refused(decider, logits, position):
     model, _ = decider
-    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW)
+    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW, Heard())
     with pytest.raises(Invalid) as refused:
         decide(logits, predictor.adjustment_for(model), model.version, 1)
     assert refused.value.code == "invalid-logits"

@@ -11,6 +11,12 @@ from tests.service.problems import problem
 from tests.tiny import png
 
 
+@pytest.fixture(scope="module", params=["asgi", "http"])
+def way(request):
+    """The application itself, and its server, which takes plain predictions before the application."""
+    return request.param
+
+
 def formula(logits, tau, temperature=1.25, target=None, n_classes=4):
     """Section 1 of the design, written out again."""
     source = np.array(tiny.manifest().source_prior)
@@ -199,7 +205,10 @@ def test_a_class_with_target_0_is_never_ranked_and_every_number_has_a_json_form(
         ({"target_prior": [0.5, 0.5, 0.5, 0.5]}, "invalid-prior"),
         ({"target_prior": [1.5, -0.5, 0, 0]}, "invalid-prior"),
         ({"target_prior": [0, 0, 0, 0]}, "invalid-prior"),
-        ({"method": "none"}, "unknown-field"),
+        ({"method": "magic"}, "invalid-field"),
+        ({"method": "none", "tau": 1}, "tau-not-allowed"),
+        ({"method": "weight-normalisation"}, "method-not-offered"),
+        ({"temperature": 1}, "unknown-field"),
     ],
 )
 def test_adjust_refuses_what_it_cannot_take(lasting_client, change, code):

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -95,6 +96,25 @@ def test_migrations_from_nothing_give_the_tables_of_the_code(tmp_path):
         database.close()
     indices = {index.name for table in metadata.tables.values() for index in table.indexes}
     assert indices <= names
+
+
+def test_a_state_of_the_first_version_is_brought_up_with_all_that_is_in_it(tmp_path):
+    made = prediction(model(), logits=np.array([3.0, 1, 2, 0]))
+    with opened(tmp_path) as store:
+        run(store.register_model(model(), START))
+        run(store.record([made]))
+    lowered = np.array([0, -10, -65504, -65504], dtype="<f2")  # how version 0001 kept logits of 1.9e6
+    with sqlite3.connect(tmp_path / "tare.db") as old:
+        old.execute("ALTER TABLE model_versions DROP COLUMN weight_normalisation")
+        old.execute("UPDATE alembic_version SET version_num = '0001'")
+        old.execute("UPDATE predictions SET logits = ?", (lowered.tobytes(),))
+    old.close()
+    with opened(tmp_path) as store:
+        (version,) = run(store.model_versions("tiny"))
+        assert version.weight_normalisation is None and version.labels == model().labels
+        found = run(store.prediction(made.id))
+        assert found.prediction.decision.top == made.decision.top
+        np.testing.assert_array_equal(found.prediction.decision.logits, lowered.astype(np.float32))
 
 
 def test_the_newest_migration_is_the_one_that_the_code_names():

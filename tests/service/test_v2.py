@@ -58,7 +58,14 @@ def test_a_model_is_ready_by_name_and_by_version(lasting_client, version):
 
 
 @pytest.mark.parametrize(
-    "path", ["/v2/models/nobody", "/v2/models/tiny/versions/1", "/v2/models/nobody/versions/1"]
+    "path",
+    [
+        "/v2/models/nobody",
+        "/v2/models/tiny/versions/1",
+        "/v2/models/nobody/versions/1",
+        f"/v2/models/{'m' * 2000}",
+        f"/v2/models/tiny/versions/{'1' * 2000}",
+    ],
 )
 def test_a_model_or_version_that_is_not_there_is_a_404(lasting_client, path):
     v2.error(lasting_client.get(path), 404)

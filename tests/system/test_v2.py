@@ -4,13 +4,12 @@ import contextlib
 
 import numpy as np
 import pytest
+from tritonclient import http
+from tritonclient.utils import InferenceServerException
 
 from tests import tiny
 from tests.process import Service
 from tests.service.v2 import noise
-
-http = pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
-InferenceServerException = pytest.importorskip("tritonclient.utils").InferenceServerException
 
 pytestmark = pytest.mark.slow
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from bundle.files import read
 from training import checkpoint as checkpoints
 from training.fit import main
+from training.losses import LossOptions, make_loss
 from training.shapes import CLASS_LABELS
 
 
@@ -156,6 +158,53 @@ def test_an_existing_bundle_or_run_is_kept_without_force(tiny_command, tmp_path,
     assert main([*tiny_command, "--force"]) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("holdout", "origin"), [("0.3", "fitted"), ("0", "assumed")])
+def test_a_loss_that_is_not_consistent_is_trained_deferred_and_its_offset_fitted(
+    tiny_command, tmp_path, holdout, origin
+):
+    words = ["--loss", "ldam", "--deferred-reweighting", "--beta", "0.9", "--label-smoothing", "0.05"]
+    assert main([*in_folder(tiny_command, tmp_path, epochs="10", holdout=holdout), *words]) == 0
+    bundle = read(tmp_path / "models" / "tiny")
+    manifest = bundle.manifest
+    assert manifest.calibration.logit_offset == origin
+    assert (manifest.loss.name, manifest.loss.head) == ("ldam", "cosine")
+    assert manifest.loss.options["beta"] == 0.9
+    start = make_loss(
+        "ldam",
+        [entry.trained for entry in manifest.classes],
+        None,
+        torch.device("cpu"),
+        options=LossOptions(beta=0.9, deferred_reweighting=True),
+    ).logit_offset
+    assert (manifest.logit_offset == pytest.approx(start)) is (origin == "assumed")
+    card = (bundle.folder / "README.md").read_text()
+    assert (
+        "the ldam loss (margin 0.5, deferred reweighting, beta 0.9, label smoothing 0.05, cosine head)"
+        in card
+    )
+    assert "--loss ldam --beta 0.9 --label-smoothing 0.05 --deferred-reweighting" in card
+
+
+def test_a_checkpoint_from_before_losses_had_options_is_read(tiny_run, tmp_path):
+    content = torch.load(tiny_run / "runs" / "tiny" / "checkpoint.pt", weights_only=True)
+    del content["plan"]["loss_options"], content["plan"]["head"]
+    torch.save(content, tmp_path / "old.pt")
+    now = checkpoints.load(tiny_run / "runs" / "tiny" / "checkpoint.pt")
+    assert checkpoints.load(tmp_path / "old.pt").plan == now.plan
+
+
+def test_a_resume_with_other_options_of_the_loss_is_refused(tiny_command, tiny_run, tmp_path, capsys):
+    shutil.copytree(tiny_run / "runs", tmp_path / "runs")
+    other = in_folder(
+        tiny_command, tmp_path, epochs="12", seed="0", loss="logit-adjusted", label_smoothing="0.1"
+    )
+    assert main([*other, "--resume", "--head", "normalised"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "label smoothing was None, now 0.1" in line
+    assert "head was None, now normalised" in line
+
+
 def test_a_resume_says_what_differs(tiny_command, tiny_run, tmp_path, capsys):
     shutil.copytree(tiny_run / "runs", tmp_path / "runs")
     other = in_folder(tiny_command, tmp_path, network="resnet32", epochs="5", recipe="paper-200-epochs")
@@ -164,7 +213,7 @@ def test_a_resume_says_what_differs(tiny_command, tiny_run, tmp_path, capsys):
     for part in (
         "network was resnet20, now resnet32",
         "epochs was 12, now 5",
-        "recipe was cosine, now paper-200",
+        "recipe was fast, now paper-200",
     ):
         assert part in line
     assert not (tmp_path / "models").exists()
@@ -202,6 +251,9 @@ def test_a_damaged_checkpoint_is_refused(tiny_command, tmp_path, capsys):
         ({"holdout": "0.9"}, "held-out share"),
         ({"tau": "1"}, "--tau does not go with --loss cross-entropy, but with --loss logit-adjusted"),
         ({"loss": "logit-adjusted", "tau": "-1"}, "--tau must be a finite number"),
+        ({"loss": "class-balanced", "beta": "1"}, "--beta must be at least 0 and below 1, not 1"),
+        ({"loss": "ldam", "head": "linear"}, "--head linear does not go with --loss ldam"),
+        ({"loss": "ldam", "head": "mlp"}, "invalid choice"),
         ({"loss": "hinge"}, "invalid choice"),
         ({"steps": "3"}, "--epochs and --steps exclude each other"),
         ({"epochs": "0"}, "must be at least 1"),
@@ -295,8 +347,6 @@ def test_on_shapes_lt_the_default_recipe_leaves_a_gap_that_tau_1_narrows(tmp_pat
         *("--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "models" / "shapes")),
     ]
     finish(start(command))
-    from bundle.files import read  # noqa: PLC0415
-
     manifest = read(tmp_path / "models" / "shapes").manifest
     assert manifest.labels == list(CLASS_LABELS)
     at = {point.tau: point for point in manifest.metrics.test}

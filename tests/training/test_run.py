@@ -105,9 +105,16 @@ def test_a_run_killed_ten_times_at_random_steps_ends_in_the_weights_of_one_left_
         assert [row[name] for row in killed.history] == [row[name] for row in alone.history]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    ("optimizer", "more"),
+    [
+        ("sgd", {}),
+        ("adam", {}),
+        ("sgd", {"distortion": 1.0, "cutout": 0.5, "small_side": 0.5, "small_until": 0.75, "averaging": 0.9}),
+    ],
+)
 def test_a_checkpoint_amid_an_epoch_resumes_to_the_same_weights_and_log(
-    run_tiny, monkeypatch, tmp_path, optimizer
+    run_tiny, monkeypatch, tmp_path, optimizer, more
 ):
     from training import run  # noqa: PLC0415
 
@@ -119,7 +126,7 @@ def test_a_checkpoint_amid_an_epoch_resumes_to_the_same_weights_and_log(
 
     fit = run.fit
     recipe = with_optimizer(COSINE, optimizer)
-    changed = {"optimizer": optimizer, "peak_rate": recipe.peak_rate}
+    changed = {"optimizer": optimizer, "peak_rate": recipe.peak_rate, **more}
     alone = run_tiny(folder="alone", **changed)
     monkeypatch.setattr(run, "fit", broken_off)
     with pytest.raises(KeyboardInterrupt):
@@ -129,6 +136,8 @@ def test_a_checkpoint_amid_an_epoch_resumes_to_the_same_weights_and_log(
     monkeypatch.setattr(run, "fit", fit)
     resumed = run_tiny(resume=True, **changed)
     assert all(torch.equal(tensor, resumed.network[name]) for name, tensor in alone.network.items())
+    assert all(torch.equal(tensor, resumed.weights[name]) for name, tensor in alone.weights.items())
+    assert (resumed.average is not None) == ("averaging" in more)
     assert [row["loss"] for row in resumed.history] == [row["loss"] for row in alone.history]
     assert [row["epoch"] for row in resumed.history] == [1, 2]
     assert resumed.history[1]["loss"] < resumed.history[0]["loss"]

@@ -13,7 +13,7 @@ from service.core.exceptions import StateTooNew
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """The newest step, written out so that a state that has it is opened without loading Alembic."""
 
 
