@@ -116,6 +116,7 @@ HEADS: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "resnet8": lambda n_classes: CifarResNet(1, n_classes),
     "resnet20": lambda n_classes: CifarResNet(3, n_classes),
     "resnet32": lambda n_classes: CifarResNet(5, n_classes),
     "resnet56": lambda n_classes: CifarResNet(9, n_classes),
@@ -133,7 +134,7 @@ def linear_layer(network: nn.Module) -> nn.Linear | None:
 
 def default_image_size(name: str) -> int:
     """Return the side in pixels that the named network was designed for."""
-    return 32 if name in {"resnet20", "resnet32", "resnet56"} else 224
+    return 32 if name in {"resnet8", "resnet20", "resnet32", "resnet56"} else 224
 
 
 def count_weights(network: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""What is chosen after training, as a bundle is written: the rule for tau*, and how weights are normalised."""
+"""What is chosen after training, as a bundle is written: the rule for tau*, and the weight normalisation."""
 
 from __future__ import annotations
 

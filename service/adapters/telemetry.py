@@ -6,8 +6,10 @@ import contextvars
 import logging
 import math
 import sys
+from bisect import bisect_left
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final, Protocol
 
 import orjson
@@ -21,7 +23,7 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from service.core.records import PriorVersion, Receipt
+    from service.core.batcher import BatchReport
+    from service.core.records import PriorVersion, Receipt, Stages
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -38,6 +41,12 @@ _log = logging.getLogger("tare.requests")
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _COMMIT_SECONDS: Final = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+_STAGE_SECONDS: Final = (
+    *(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+)
+_STAGES: Final = ("queue", "decode", "infer", "store", "total")  # the fields of Stages, in their order
+_SHED: Final = ("queue-full", "store-behind")
+_DROPPED: Final = ("deadline", "client-left")
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _IMAGES: Final = (1, 2, 4, 8, 16, 32, 64)
 
@@ -96,9 +105,34 @@ class Telemetry:
         self._queue = Gauge(
             "tare_queue_images", "Images that wait for the engine.", ["model"], registry=registry
         )
+        self._queue_bytes = Gauge(
+            "tare_queue_bytes", "Bytes of images that wait for the engine.", ["model"], registry=registry
+        )
         self._queue_limit = Gauge(
             "tare_queue_limit_images", "Images that may wait for one model at most.", registry=registry
         )
+        self._queue_bytes_limit = Gauge(
+            "tare_queue_limit_bytes",
+            "Bytes of images that may wait for one model at most.",
+            registry=registry,
+        )
+        self._deadline = Gauge(
+            "tare_deadline_seconds", "Time allowed for a request that names none.", registry=registry
+        )
+        self._shed = Counter(
+            "tare_shed_requests",
+            "Requests refused because there was too much to do, by the code of the refusal.",
+            ["model", "reason"],
+            registry=registry,
+        )
+        self._dropped = Counter(
+            "tare_dropped_requests",
+            "Requests given up on their way: past their deadline, or their client left.",
+            ["model", "reason"],
+            registry=registry,
+        )
+        self._stages = _StageSeconds()
+        registry.register(self._stages)
         self._held = Gauge("tare_held_body_bytes", "Bytes of request bodies in memory.", registry=registry)
         self._feedback = Counter(
             "tare_feedback", "Feedback items, by what became of them.", ["outcome"], registry=registry
@@ -114,7 +148,7 @@ class Telemetry:
         )
         self._ready = Gauge(
             "tare_ready",
-            "1 where the last look (every ten seconds, each /readyz) found it ready; NaN before the first.",
+            "1 where the last look (every five seconds, each /readyz) found it ready; NaN before the first.",
             registry=registry,
         )
         self._ready.set(math.nan)
@@ -145,14 +179,25 @@ class Telemetry:
                 fields["code"] = exchange.code
             _log.log(level, "answered", extra={"fields": fields})
 
-    def predicted(self, model: str, method: str, images: int) -> None:
-        """So many images were decided and recorded."""
+    def predicted(self, model: str, method: str, images: int, stages: Stages) -> None:
+        """A request's images were decided and recorded. On the event loop's thread alone."""
         self._predictions.labels(model, method).inc(images)
+        self._stages.observe(model, stages)
 
-    def batch_ran(self, model: str, images: int, seconds: float) -> None:
-        """The engine ran a batch."""
-        self._batch_images.labels(model).observe(images)
-        self._engine_seconds.labels(model).observe(seconds)
+    def shed(self, model: str, reason: str) -> None:
+        """A request was refused because there is too much to do."""
+        self._shed.labels(model, reason).inc()
+
+    def dropped(self, model: str, reason: str) -> None:
+        """A request was given up on its way."""
+        self._dropped.labels(model, reason).inc()
+
+    def batch_ran(self, model: str, batch: BatchReport) -> None:
+        """A batch is through; what nobody waited for, or could not be run, is no part of it."""
+        images = batch.items - batch.failed - batch.dropped
+        if images:
+            self._batch_images.labels(model).observe(images)
+            self._engine_seconds.labels(model).observe(batch.run_s)
 
     def learned(self, receipt: Receipt) -> None:
         """Feedback was taken."""
@@ -176,18 +221,26 @@ class Telemetry:
         self._predictions.labels(model, "none")
         self._batch_images.labels(model)
         self._engine_seconds.labels(model)
+        self._stages.add(model)
+        for reason in _SHED:
+            self._shed.labels(model, reason)
+        for reason in _DROPPED:
+            self._dropped.labels(model, reason)
 
     def bundles_refused(self, count: int) -> None:
         """So many folders under the models directory did not load."""
         self._refused_bundles.set(count)
 
-    def queue_limited_to(self, images: int) -> None:
-        """Every model's queue holds at most so many."""
-        self._queue_limit.set(images)
+    def limited_to(self, queue_images: int, queue_bytes: int, deadline_s: float) -> None:
+        """Every model's queue holds at most so much, and a request that names no deadline has this one."""
+        self._queue_limit.set(queue_images)
+        self._queue_bytes_limit.set(queue_bytes)
+        self._deadline.set(deadline_s)
 
-    def watch_queue(self, model: str, depth: Callable[[], int]) -> None:
-        """Read this queue's depth at every scrape."""
-        self._queue.labels(model).set_function(depth)
+    def watch_queue(self, model: str, images: Callable[[], int], size_bytes: Callable[[], int]) -> None:
+        """Read what waits in this queue at every scrape."""
+        self._queue.labels(model).set_function(images)
+        self._queue_bytes.labels(model).set_function(size_bytes)
 
     def watch_priors(self, current: Callable[[], Iterable[PriorVersion]]) -> None:
         """Read the current priors at every scrape."""
@@ -214,6 +267,40 @@ class _PriorsInForce(Collector):
         )
         for prior in self._current():
             family.add_metric([prior.label_set, prior.name], prior.version)
+        yield family
+
+
+class _StageSeconds(Collector):
+    """Histograms of every stage of a request, at a tenth of the library's cost: one thread alone observes."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, list[list[int]]] = {}
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, model: str) -> None:
+        """Show a model from the start, with nothing in it."""
+        self._counts[model] = [[0] * (len(_STAGE_SECONDS) + 1) for _ in _STAGES]
+        self._sums[model] = [0.0] * len(_STAGES)
+
+    def observe(self, model: str, stages: Stages) -> None:
+        """Count one request."""
+        counts, sums = self._counts[model], self._sums[model]
+        for place, seconds in enumerate(stages):
+            counts[place][bisect_left(_STAGE_SECONDS, seconds)] += 1
+            sums[place] += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(
+            "tare_stage_seconds",
+            "Time of a /predict request in each stage, by the batch that completed it; total is their sum.",
+            labels=["model", "stage"],
+        )
+        bounds = [*(str(bound) for bound in _STAGE_SECONDS), "+Inf"]
+        for model, counts in self._counts.items():
+            for stage, inside, total in zip(_STAGES, counts, self._sums[model], strict=True):
+                family.add_metric(
+                    [model, stage], list(zip(bounds, accumulate(inside), strict=True)), sum_value=total
+                )
         yield family
 
 

@@ -69,10 +69,11 @@ class Decider:
             raise
         return ReadyImage(pixels, image.adjustment, image.top_k)
 
-    def run(self, batch: Sequence[ReadyImage]) -> list[Decision | Exception]:
+    def run(self, batch: Sequence[ReadyImage], alone: bool = False) -> list[Decision | Exception]:
         """Return a decision for each image; Unavailable for one whose logits are not finite.
 
-        Raises Unavailable where the engine fails: that costs the batch.
+        `alone` says that nothing else runs or waits. Raises Unavailable where the engine fails: that costs
+        the batch.
         """
         distinct = list({id(image.adjustment): image.adjustment for image in batch}.values())
         row_of = {id(adjustment): row for row, adjustment in enumerate(distinct)}
@@ -84,6 +85,7 @@ class Decider:
                 np.array([row_of[id(image.adjustment)] for image in batch], dtype=np.int64),
                 max(image.top_k for image in batch),
                 factors=factors,
+                alone=alone,
             )
         except EngineError as failure:
             raise Unavailable("engine-failed", f"The engine failed: {failure}.") from failure
