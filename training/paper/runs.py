@@ -106,13 +106,13 @@ def _outcome(result: Checkpoint, dataset: Dataset, cut: Split, device: torch.dev
     trained = np.bincount(cut.trained.labels, minlength=n_classes)
     loss = make_loss(plan.loss, trained, plan.tau, device, options=plan.loss_options, head=plan.head)
     network = make_network(plan.network, n_classes, loss.head)
-    network.load_state_dict(result.network)
+    network.load_state_dict(result.weights)
     network.to(device)
     test, held = (
         evaluate(network, part, mean=result.mean, std=result.std, device=device)
         for part in (dataset.test, cut.holdout)
     )
-    weights, biases = _last_layer(result.network, n_classes)
+    weights, biases = _last_layer(result.weights, n_classes)
     return Outcome(
         test_logits=test,
         test_labels=dataset.test.labels,
