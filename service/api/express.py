@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -60,8 +59,7 @@ _log = logging.getLogger("tare.requests")
 Headers = list[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True)
-class Plain:
+class Plain(NamedTuple):
     """What the head of a plain request asks for."""
 
     model: LoadedModel
