@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from bundle import files
@@ -29,14 +28,15 @@ from training.augment import normalise
 from training.calibrate import calibrate, errors_at, groups_of, offset_of, prior_weights
 from training.card import CARD, model_card
 from training.checkpoint import Checkpoint, Plan
-from training.data import Dataset, Split, split
+from training.data import Dataset, Part, Split, split
 from training.evaluate import evaluate
 from training.exceptions import BundleError, RunError
 from training.losses import make_loss
-from training.networks import make_network
+from training.networks import linear_layer, make_network
 from training.onnx_runner import BATCHES, Runner
+from training.post_hoc import USUAL, Head, Labelled, PostHoc, normalised
 from training.report import PNG, tau_curve_png
-from training.sources import read
+from training.sources import IN_FILES, read
 
 GRAPH = Graph(input="input", output="logits")
 _OPSET = 18
@@ -44,7 +44,12 @@ _PARITY_TOLERANCE = 1e-4  # of the largest logit, or of 1
 
 
 def bundle_from_checkpoint(
-    path: Path, out: Path, *, data_dir: Path | None = None, force: bool = False
+    path: Path,
+    out: Path,
+    *,
+    data_dir: Path | None = None,
+    choices: PostHoc = USUAL,
+    force: bool = False,
 ) -> files.Bundle:
     """Write the bundle of a finished run; its images are read again, from `data_dir` if they moved.
 
@@ -59,7 +64,7 @@ def bundle_from_checkpoint(
     if dataset.fingerprint() != checkpoint.data_fingerprint:
         raise RunError(f"{path} was trained on other images or labels than those found now")
     cut = split(dataset, checkpoint.plan.holdout, checkpoint.plan.seed)
-    return write_bundle(checkpoint, dataset, cut, out, torch.device("cpu"), force=force)
+    return write_bundle(checkpoint, dataset, cut, out, torch.device("cpu"), choices=choices, force=force)
 
 
 def write_bundle(
@@ -69,6 +74,7 @@ def write_bundle(
     out: Path,
     device: torch.device,
     *,
+    choices: PostHoc = USUAL,
     force: bool = False,
 ) -> files.Bundle:
     """Write the bundle of a finished run on the images at hand; `out` appears whole or not at all."""
@@ -81,16 +87,15 @@ def write_bundle(
     loss = make_loss(plan.loss, seen, plan.tau, device, options=plan.loss_options, head=plan.head)
     network = make_network(plan.network, n_classes, loss.head)
     network.load_state_dict(checkpoint.weights)
-    size = dataset.train.images.shape[1]
+    size = dataset.train.image_size
     model = export_onnx(network, size)
-    images = (dataset.test if len(dataset.test) else cut.trained).images
-    check_parity(network, model, images, checkpoint)
+    check_parity(network, model, dataset.test if len(dataset.test) else cut.trained, checkpoint)
 
     network.to(device)
     source_prior = prior_from_counts(seen)
     groups = groups_of(dataset.class_counts)
     held, test = (
-        evaluate(network, part.images, mean=checkpoint.mean, std=checkpoint.std, device=device)
+        evaluate(network, part, mean=checkpoint.mean, std=checkpoint.std, device=device)
         for part in (cut.holdout, dataset.test)
     )
     # Held-out images cut from the training set have its mix; a data set's own may be balanced.
@@ -106,6 +111,7 @@ def write_bundle(
         groups=groups,
         offset_origin=offset_origin,
         weights=weights,
+        tau_rule=choices.tau_rule,
     )
     test_curve = errors_at(
         GRID,
@@ -114,6 +120,19 @@ def write_bundle(
         logit_offset=offset,
         source_prior=source_prior,
         groups=groups,
+    )
+    head = linear_head(network)
+    by_weights = (
+        None
+        if head is None
+        else normalised(
+            head,
+            choices,
+            holdout=Labelled(held, cut.holdout.labels),
+            test=Labelled(test, dataset.test.labels),
+            source_prior=source_prior,
+            groups=groups,
+        )
     )
     shown = {0.0, 1.0, fitted.tau, fitted.calibration.tau_by_error}
     manifest = Manifest(
@@ -128,8 +147,15 @@ def write_bundle(
         temperature=fitted.temperature,
         tau=fitted.tau,
         tau_curve=fitted.tau_curve,
+        weight_normalisation=None if by_weights is None else by_weights.part,
         groups=groups,
-        input=ImageInput(height=size, width=size, mean=list(checkpoint.mean), std=list(checkpoint.std)),
+        input=ImageInput(
+            height=size,
+            width=size,
+            resize=dataset.resize,
+            mean=list(checkpoint.mean),
+            std=list(checkpoint.std),
+        ),
         graph=GRAPH,
         network=plan.network,
         loss=Loss(name=loss.name, tau=loss.tau, options=loss.options, head=loss.head),
@@ -145,8 +171,8 @@ def write_bundle(
     )
     content = {
         files.MODEL: model,
-        PNG: tau_curve_png(manifest, test_curve),
-        CARD: model_card(manifest, training_command(plan, out), picture=PNG).encode(),
+        PNG: tau_curve_png(manifest, test_curve, [] if by_weights is None else by_weights.test_curve),
+        CARD: model_card(manifest, training_command(plan, out, choices), picture=PNG).encode(),
     }
     if len(cut.holdout):
         content[files.HOLDOUT] = files.encode_holdout(held, cut.holdout.labels)
@@ -154,6 +180,19 @@ def write_bundle(
         return files.write(out, manifest, content, force=force)
     except (files.BundleError, OSError) as failure:
         raise BundleError(f"{out} could not be written: {failure}") from failure
+
+
+def linear_head(network: nn.Module) -> Head | None:
+    """Return what weight normalisation needs of the network; None where it does not end in a linear layer."""
+    layer = linear_layer(network)
+    if layer is None:
+        return None
+    weights = layer.weight.detach().cpu().double()
+    norms = weights.norm(dim=1)
+    if not (norms > 0).all():  # a class that nothing speaks for cannot be divided by it
+        return None
+    biases = torch.zeros_like(norms) if layer.bias is None else layer.bias.detach().cpu().double()
+    return Head(norms.numpy(), biases.numpy())
 
 
 def export_onnx(network: nn.Module, size: int) -> bytes:
@@ -196,8 +235,10 @@ def _forget_origins(model: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
 
 
-def check_parity(network: nn.Module, model: bytes, images: NDArray[np.uint8], checkpoint: Checkpoint) -> None:
+def check_parity(network: nn.Module, model: bytes, part: Part, checkpoint: Checkpoint) -> None:
     """Hold ONNX Runtime to torch on real images at several batch sizes; raises BundleError if they part."""
+    n_sampled = min(max(BATCHES), len(part))
+    (images,) = part.take(np.linspace(0, len(part) - 1, num=n_sampled, dtype=int)).blocks(n_sampled)
     runner = Runner(onnx.load_model_from_string(model), [GRAPH.output])
     network.eval()
     mean, std = torch.tensor(checkpoint.mean), torch.tensor(checkpoint.std)
@@ -215,14 +256,14 @@ def check_parity(network: nn.Module, model: bytes, images: NDArray[np.uint8], ch
             )
 
 
-def training_command(plan: Plan, out: Path) -> str:
+def training_command(plan: Plan, out: Path, choices: PostHoc = USUAL) -> str:
     """Return the command that trains this again; folders are written as a reader's own."""
     source = plan.source
     words = ["python", "-m", "training.fit", "--dataset", source.dataset]
     if source.dataset == "npz":
         words += ["--train-file", Path(source.train_file or "").name]
         words += ["--test-file", Path(source.test_file or "").name]
-    elif source.dataset == "imagefolder":
+    elif source.dataset in IN_FILES:
         words += ["--data-dir", Path(source.data_dir or "").name, "--image-size", str(source.image_size)]
     else:
         words += ["--profile", source.profile, "--imbalance-ratio", f"{source.imbalance_ratio:g}"]
@@ -232,7 +273,11 @@ def training_command(plan: Plan, out: Path) -> str:
     words += _loss_words(plan)
     words += ["--recipe", plan.recipe.name]
     words += ["--steps", str(plan.steps)] if plan.steps is not None else ["--epochs", str(plan.epochs)]
-    words += ["--holdout", f"{plan.holdout:g}", "--seed", str(plan.seed), "--out", f"models/{out.name}"]
+    words += ["--holdout", f"{plan.holdout:g}", "--seed", str(plan.seed)]
+    for name, value in asdict(choices).items():
+        if value != getattr(USUAL, name):
+            words += [f"--{name.replace('_', '-')}", value]
+    words += ["--out", f"models/{out.name}"]
     return shlex.join(words)
 
 

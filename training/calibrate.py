@@ -38,13 +38,14 @@ def calibrate(
     groups: Sequence[Group],
     offset_origin: Literal["known", "fitted", "assumed"] = "known",
     weights: npt.NDArray[np.float64] | None = None,
+    tau_rule: tau.TauRule = "class-mean-log-loss",
 ) -> Calibrated:
     """Fit T and choose tau* on held-out images of the training distribution: logits f (n, L), labels (n,).
 
     Images of another mix of labels need `weights` (n,) that make up for it in the fit of T.
 
-    T has the least log loss of softmax((f + b) / T); tau* the least class-mean log loss at a temperature of
-    its own, over 0, 0.1 ... 4. Without images T is 1 and there is no tau*.
+    T has the least log loss of softmax((f + b) / T); tau* is chosen by the rule over 0, 0.1 ... 4. Without
+    images T is 1 and there is no tau*.
     """
     covered = len(np.unique(labels))
     if not len(labels):
@@ -52,23 +53,24 @@ def calibrate(
         return Calibrated(1.0, None, [], unknown)
     calibrated_logits = logits.astype(np.float64) + logit_offset
     fitted = fit_temperature(calibrated_logits, labels, weights)
-    chosen = tau.choose_tau(calibrated_logits, labels, source_prior, groups=_members(groups))
-    curve = [
-        point.model_copy(update={"log_loss": float(loss), "temperature": float(temperature)})
-        for point, loss, temperature in zip(
-            _manifest_points(chosen.curve), chosen.log_losses, chosen.temperatures, strict=True
-        )
-    ]
+    chosen = tau.choose_tau(
+        calibrated_logits,
+        labels,
+        source_prior,
+        groups=class_lists(groups),
+        rule=tau_rule,
+        weights=weights,
+    )
     calibration = Calibration(
         logit_offset=offset_origin,
         temperature="fitted" if fitted.converged else "unfitted",
         images=len(labels),
         classes=covered,
-        tau_rule="class-mean-log-loss",
+        tau_rule=chosen.rule,
         tau_by_error=chosen.tau_by_error,
         tau_at_edge=chosen.at_edge,
     )
-    return Calibrated(fitted.temperature, chosen.tau, curve, calibration)
+    return Calibrated(fitted.temperature, chosen.tau, manifest_curve(chosen), calibration)
 
 
 def offset_of(
@@ -116,14 +118,14 @@ def errors_at(
     if not len(labels):
         return []
     n_classes = len(source_prior)
-    return _manifest_points(
+    return manifest_points(
         tau.tau_curve(
             logits.astype(np.float64) + logit_offset,
             labels,
             source_prior,
             uniform_prior(n_classes),
             taus,
-            groups=_members(groups),
+            groups=class_lists(groups),
         )
     )
 
@@ -139,11 +141,23 @@ def groups_of(class_counts: npt.NDArray[np.integer]) -> list[Group]:
     ]
 
 
-def _members(groups: Sequence[Group]) -> dict[str, list[int]]:
+def class_lists(groups: Sequence[Group]) -> dict[str, list[int]]:
+    """Return the indices of each group's classes, by name."""
     return {group.name: group.indices for group in groups}
 
 
-def _manifest_points(curve: Sequence[tau.TauPoint]) -> list[TauPoint]:
+def manifest_curve(chosen: tau.ChosenTau) -> list[TauPoint]:
+    """Return the curve that tau* was chosen on, with the log loss at each tau's own best temperature."""
+    return [
+        point.model_copy(update={"log_loss": float(loss), "temperature": float(temperature)})
+        for point, loss, temperature in zip(
+            manifest_points(chosen.curve), chosen.log_losses, chosen.temperatures, strict=True
+        )
+    ]
+
+
+def manifest_points(curve: Sequence[tau.TauPoint]) -> list[TauPoint]:
+    """Return the errors at each tau as a manifest says them."""
     return [
         TauPoint(
             tau=point.tau,

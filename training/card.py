@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from bundle.manifest import Estimate, ImageInput, Manifest, TauPoint, TensorInput
+from bundle.manifest import Estimate, ImageInput, Manifest, TauPoint, TensorInput, WeightNormalisation
+from longtail.tau import TauRule
 
 CARD = "README.md"
 
@@ -39,6 +40,11 @@ def model_card(manifest: Manifest, command: str | None = None, *, picture: str |
     ]
     for title, points in (("Held out", manifest.metrics.holdout), ("Test", manifest.metrics.test)):
         lines += _error_table(title, points)
+    if manifest.weight_normalisation is not None:
+        measured = manifest.weight_normalisation.metrics
+        lines += ["### By weight normalisation", "", *_normalisation_words(manifest.weight_normalisation)]
+        for title, points in (("Held out", measured.holdout), ("Test", measured.test)):
+            lines += _error_table(title, points)
     if picture is not None:
         lines += [f"![Error against tau]({picture})", ""]
     lines += ["## What it is not for", ""]
@@ -79,12 +85,38 @@ def _decision_words(manifest: Manifest) -> list[str]:
         edge = " (the end of the grid: the best may lie beyond)" if fit.tau_at_edge else ""
         lines.append(
             f"Temperature {manifest.temperature:.3f} ({fit.temperature}) and tau* = {manifest.tau:g}{edge},"
-            f" the least class-mean log loss, come from {over}; the least error there is at tau ="
+            f" {_rule_words(fit.tau_rule)}, come from {over}; the least error there is at tau ="
             f" {fit.tau_by_error:g}."
         )
     else:
         lines.append("Nothing was held out: the temperature is 1 and there is no tau*.")
     return lines
+
+
+def _rule_words(rule: TauRule | None) -> str:
+    return {
+        "class-mean-log-loss": "the least class-mean log loss",
+        "balanced-error": "the least balanced error",
+        "calibration-log-loss": "the temperature of least log loss",
+        "calibration-squared-error": "the temperature of least squared error",
+        "calibration-ece": "the temperature of least calibration error",
+        None: "by no rule that is known",
+    }[rule]
+
+
+def _normalisation_words(normalised: WeightNormalisation) -> list[str]:
+    divisor = "the norm of its class's weights" if normalised.nu == "norm" else "its class's prior"
+    bias = {"divide": "divided with it", "keep": "kept as it is", "drop": "dropped"}[normalised.bias]
+    if normalised.tau is None:
+        best = "nothing was held out, so it has no tau*."
+    else:
+        edge = " (the end of the grid: the best may lie beyond)" if normalised.tau_at_edge else ""
+        best = f"tau* = {normalised.tau:g}{edge}, {_rule_words(normalised.tau_rule)}."
+    return [
+        f"`method=weight-normalisation` ranks by each logit over {divisor} to the power tau, the bias {bias}"
+        f" (eq. 3; it is not consistent, knows no target prior and gives no probabilities): {best}",
+        "",
+    ]
 
 
 def _error_table(title: str, points: Sequence[TauPoint]) -> list[str]:

@@ -6,24 +6,33 @@ from numpy.typing import NDArray
 from torch import nn
 
 from training.augment import normalise
+from training.data import Part
+
+_PIXELS = 2**20  # in one batch: 1,024 images of 32 x 32, 20 of 224 x 224
 
 
 @torch.inference_mode()
 def evaluate(
     network: nn.Module,
-    images: NDArray[np.uint8],
+    part: Part,
     *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     device: torch.device,
-    batch_size: int = 250,
 ) -> NDArray[np.float32]:
-    """Return the logits f of images (N, H, W, 3), float32 (N, L): no augmentation, no bfloat16."""
+    """Return the logits f of the images, float32 (N, L): no augmentation, no bfloat16.
+
+    The images are read a batch at a time. Raises DataError for a file that cannot be decoded.
+    """
     network.eval()
     shift, scale = torch.tensor(mean, device=device), torch.tensor(std, device=device)
-    batches = [
-        network(normalise(torch.from_numpy(images[start : start + batch_size]).to(device), shift, scale))
-        for start in range(0, max(1, len(images)), batch_size)
-    ]
-    logits: NDArray[np.float32] = torch.cat(batches).float().cpu().numpy()
-    return logits
+
+    def logits_of(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        pixels = normalise(torch.from_numpy(images).to(device), shift, scale)
+        logits: NDArray[np.float32] = network(pixels).float().cpu().numpy()
+        return logits
+
+    size = part.image_size
+    nothing = np.empty((0, size, size, 3), dtype=np.uint8)  # so that no images give (0, L)
+    blocks = part.blocks(max(1, min(250, _PIXELS // size**2))) if len(part) else [nothing]
+    return np.concatenate([logits_of(images) for images in blocks])

@@ -17,7 +17,9 @@ from training.commands import OneLineParser, check_out
 from training.exceptions import RunError, TrainingError
 from training.import_inputs import NORMALISATIONS
 from training.importing import Imported, Request, import_onnx
+from training.post_hoc import PostHoc, add_options, choices_of
 
+_CHOICES: Final = tuple(field.name for field in dataclasses.fields(PostHoc))
 _NORMALISATION_HELP: Final = (
     "what the network takes for a pixel p of 0 to 255: unit p / 255 (default), symmetric p / 127.5 - 1,"
     " imagenet (p / 255 - mean) / std, raw p"
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _from_checkpoint(options: argparse.Namespace, given: set[str]) -> Imported:
-    foreign = sorted(given - {"checkpoint", "data_dir", "out", "force", "json"})
+    foreign = sorted(given - {"checkpoint", "data_dir", "out", "force", "json", *_CHOICES})
     if foreign:
         raise RunError(
             f"--{foreign[0].replace('_', '-')} does not go with --checkpoint, which knows by itself"
@@ -65,7 +67,13 @@ def _from_checkpoint(options: argparse.Namespace, given: set[str]) -> Imported:
     path: Path = options.checkpoint
     if path.is_dir():
         path /= "checkpoint.pt"
-    bundle = bundle_from_checkpoint(path, options.out, data_dir=options.data_dir, force=options.force)
+    bundle = bundle_from_checkpoint(
+        path,
+        options.out,
+        data_dir=options.data_dir,
+        choices=choices_of(options),
+        force=options.force,
+    )
     return Imported(bundle, [])
 
 
@@ -74,6 +82,12 @@ def _from_onnx(options: argparse.Namespace, given: set[str]) -> Imported:
         raise RunError("--onnx FILE and --classes FILE.csv are needed, or --checkpoint FILE")
     if "data_dir" in given:
         raise RunError("--data-dir goes with --checkpoint")
+    for name in _CHOICES:
+        if name in given and name != "tau_rule":
+            raise RunError(
+                f"--{name.replace('_', '-')} goes with --checkpoint: the last layer of an ONNX file is not"
+                " looked at"
+            )
     fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(Request)}
     return import_onnx(Request(**{**fields, "name": options.name or options.out.name}))
 
@@ -116,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--loss-tau", type=float, metavar="TAU", help="the loss's tau (default 1); fitted starts from it")
     add("--smoothing", type=float, default=0.0, help="added to each count, for counts of zero (default 0)")
+    add_options(parser)
     add("--force", action="store_true", help="replace an existing bundle")
     add("--json", action="store_true", help="print the result as JSON")
     return parser

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,17 +11,18 @@ import torch
 from training import checkpoint as checkpoints
 from training.bundling import write_bundle
 from training.checkpoint import Plan, Source
-from training.commands import OneLineParser, check_out
+from training.commands import OneLineParser, at_least, check_out
 from training.data import PROFILES, split
 from training.exceptions import RunError, TrainingError
 from training.loop import choose_device
 from training.losses import LOSSES, LossOptions, default_tau, make_loss
 from training.networks import HEADS, NETWORKS, default_image_size
+from training.post_hoc import add_options, choices_of
 from training.progress import Progress
 from training.ranks import Ranks, joined
-from training.recipes import COSINE, OPTIMIZERS, RECIPES, with_optimizer
+from training.recipes import FAST, OPTIMIZERS, RECIPES, with_optimizer
 from training.run import CHECKPOINT_EVERY_S, Stopped, check_room, train
-from training.sources import DATASETS, read
+from training.sources import DATASETS, IN_FILES, read
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def _fit(options: argparse.Namespace, progress: Progress, ranks: Ranks) -> int:
         raise RunError(f"--resume: there is no checkpoint {saved}")
     if saved.exists() and not (options.resume or options.force):
         raise RunError(f"{saved} is there already; --resume goes on from it, --force starts anew")
-    dataset = read(plan.source, plan.seed)
+    dataset = read(plan.source, plan.seed, workers=options.workers)
     cut = split(dataset, plan.holdout, plan.seed)
     progress.say(
         f"{dataset.name}: {len(dataset.class_labels)} classes, {len(cut.trained):,} images to train on,"
@@ -76,7 +76,8 @@ def _fit(options: argparse.Namespace, progress: Progress, ranks: Ranks) -> int:
         return 130
     if not ranks.leads:
         return 0
-    bundle = write_bundle(result, dataset, cut, out, device, force=options.force)
+    choices = choices_of(options)
+    bundle = write_bundle(result, dataset, cut, out, device, choices=choices, force=options.force)
     print(f"{out} version {bundle.version}")
     return 0
 
@@ -95,7 +96,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         raise RunError(f"unknown data set '{options.dataset}'; known are {', '.join(DATASETS)}")
     recipe = with_optimizer(RECIPES[options.recipe], options.optimizer)
     size = options.image_size
-    if size is None and options.dataset == "imagefolder":
+    if size is None and options.dataset in IN_FILES:
         size = default_image_size(options.network)
     loss_options = LossOptions(
         **{field.name: getattr(options, field.name) for field in dataclasses.fields(LossOptions)}
@@ -136,16 +137,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--test-file", type=Path, help="npz: the test images")
     add("--profile", choices=PROFILES, default="exp", help="shape of the long tail (default %(default)s)")
     add("--imbalance-ratio", type=float, default=100.0, help="largest over smallest class (default 100)")
-    add("--image-size", type=_at_least(1), help="imagefolder: side in pixels (default: the network's own)")
+    add(
+        "--image-size",
+        type=at_least(1),
+        help="side in pixels that images in files are brought to (default: the network's own)",
+    )
+    add(
+        "--workers",
+        type=at_least(0),
+        help="processes that decode images in files (default: one a core, at most 16; 0: none but this one)",
+    )
     add("--holdout", type=float, default=0.1, help="share held out for tau and temperature (default 0.1)")
     add("--network", choices=list(NETWORKS), default="resnet32", help="default %(default)s")
     add("--loss", choices=list(LOSSES), default="cross-entropy", help="default %(default)s")
     _add_loss_options(parser)
-    add("--recipe", choices=list(RECIPES), default=COSINE.name, help="default %(default)s")
+    add("--recipe", choices=list(RECIPES), default=FAST.name, help="default %(default)s")
     add("--optimizer", choices=OPTIMIZERS, help="instead of the recipe's; adam peaks at a rate of 1e-3")
-    add("--epochs", type=_at_least(1), help="passes over the data (default: the recipe's)")
-    add("--steps", type=_at_least(1), help="batches, instead of --epochs")
-    add("--seed", type=_at_least(0), default=0, help="default %(default)s")
+    add("--epochs", type=at_least(1), help="passes over the data (default: the recipe's)")
+    add("--steps", type=at_least(1), help="batches, instead of --epochs")
+    add("--seed", type=at_least(0), default=0, help="default %(default)s")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default %(default)s")
     add(
         "--checkpoint-every",
@@ -154,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="time between checkpoints, 0 for one a step (default %(default)g)",
     )
+    add_options(parser)
     add("--resume", action="store_true", help="go on from the checkpoint in the run folder")
     add("--force", action="store_true", help="replace an existing run and bundle")
     add("--runs", type=Path, default=Path("runs"), help="where checkpoints and logs go (default runs/)")
@@ -177,16 +188,6 @@ def _add_loss_options(parser: argparse.ArgumentParser) -> None:
         choices=list(HEADS),
         help="normalised: class weights of norm 1 (ldam: cosine)",
     )
-
-
-def _at_least(smallest: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        value = int(text)
-        if value < smallest:
-            raise argparse.ArgumentTypeError(f"must be at least {smallest}, not {value}")
-        return value
-
-    return whole_number
 
 
 def _seconds(text: str) -> float:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bundle.preprocessing import ImageError, decode
 from training.exceptions import DataError
+from training.views import served_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,12 +136,4 @@ def image_files(folder: Path, labels: list[str]) -> list[tuple[Path, int]]:
 def decoded(files: list[tuple[Path, int]], spec: ImageInput, batch: int) -> Iterator[NDArray[np.uint8]]:
     """Yield the images in batches (b, H, W, C), decoded as for /predict. Raises DataError naming the file."""
     for start in range(0, len(files), batch):
-        images = []
-        for path, _ in files[start : start + batch]:
-            try:
-                images.append(decode(path.read_bytes(), spec))
-            except ImageError as failure:
-                raise DataError(f"{path}: {failure}") from failure
-            except OSError as failure:
-                raise DataError(f"{path} cannot be read: {failure.strerror}") from failure
-        yield np.stack(images)
+        yield np.stack([served_view(path, spec) for path, _ in files[start : start + batch]])

@@ -26,6 +26,7 @@ from bundle.manifest import (
 from longtail.adjustment import probabilities
 from longtail.metrics import balanced_error
 from longtail.priors import PriorError, checked_source_prior, prior_from_counts
+from longtail.tau import TauRule
 from training.calibrate import calibrate, groups_of, offset_of, prior_weights
 from training.card import CARD, model_card
 from training.commands import check_out
@@ -89,6 +90,7 @@ class Request:
     loss_offset: Literal["none", "log-prior", "fitted"] | None = None
     loss_tau: float | None = None
     smoothing: float = 0.0
+    tau_rule: TauRule = "class-mean-log-loss"
     force: bool = False
 
 
@@ -291,6 +293,7 @@ def _manifest(
         groups=groups,
         offset_origin=origin,
         weights=prior_weights(held_out.labels, source_prior),
+        tau_rule=request.tau_rule,
     )
     shown = {0.0, 1.0, fitted.tau, fitted.calibration.tau_by_error}
     graph = network.model.graph

@@ -110,7 +110,7 @@ def make_loss(
         function=_function(kind, first, smoothing, device),
         logit_offset=last.logit_offset,
         # A fifth of the steps does not bring a network all the way to the minimiser of the re-weighted loss.
-        offset_status="known" if last.consistent and deferred is None else "fitted",
+        offset_status="known" if last.offset_is_exact and deferred is None else "fitted",
         head=head or kind.head,
         deferred=deferred,
         options=said,

@@ -54,8 +54,8 @@ class Margins:
         return offset
 
     @property
-    def consistent(self) -> bool:
-        """Whether the offset is exact for the minimiser over all functions."""
+    def offset_is_exact(self) -> bool:
+        """Whether the minimiser over all functions is calibrated by the offset, not only brought near."""
         return bool(np.array_equal(self.others, self.own))
 
 

@@ -14,18 +14,36 @@ PNG = "tau-curve.png"
 _COLOURS = {"many": "tab:green", "medium": "tab:orange", "few": "tab:red"}
 
 
-def tau_curve_png(manifest: Manifest, test_curve: Sequence[TauPoint]) -> bytes:
-    """Draw balanced error against tau with the groups, on held-out and on test images, tau* marked."""
+def tau_curve_png(
+    manifest: Manifest, test_curve: Sequence[TauPoint], normalised_test_curve: Sequence[TauPoint] = ()
+) -> bytes:
+    """Draw balanced error against tau with the groups, on held-out and on test images, tau* marked.
+
+    The balanced error of weight normalisation, where there is such a method, goes beside it.
+    """
+    by_weights = manifest.weight_normalisation
+    held_out = by_weights.tau_curve if by_weights else []
     panels = [
-        (title, curve)
-        for title, curve in (("held-out images", manifest.tau_curve), ("test images", test_curve))
+        (title, curve, other)
+        for title, curve, other in (
+            ("held-out images", manifest.tau_curve, held_out),
+            ("test images", test_curve, normalised_test_curve),
+        )
         if curve
     ]
     figure = Figure(figsize=(1 + 5.5 * max(1, len(panels)), 4.5), layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    for place, (title, curve) in enumerate(panels):
+    for place, (title, curve, other) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), place + 1)
         _draw_curve(axes, curve, manifest)
+        if other:
+            axes.plot(
+                [point.tau for point in other],
+                [_percent(point.balanced_error.error) for point in other],
+                color="tab:purple",
+                ls="--",
+                label="weight normalisation",
+            )
         axes.set_title(f"{title} ({curve[0].balanced_error.labels:,})")
         if place == 0:
             axes.set_ylabel("error, mean over classes (%)")

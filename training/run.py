@@ -20,8 +20,10 @@ from training import checkpoint as checkpoints
 from training.batches import Batches, MemoryBatches, steps_per_epoch
 from training.checkpoint import Checkpoint, Machine, Plan
 from training.course import Course
-from training.data import Dataset, Split, channel_statistics
+from training.data import Dataset, Split, normalisation_of
 from training.exceptions import RunError
+from training.file_batches import FileBatches
+from training.image_files import ImageFiles
 from training.loop import (
     StepRecord,
     Trainee,
@@ -75,7 +77,7 @@ def train(
     fresh = _starting_point(plan, dataset, split, trainee=trainee, device=device, ranks=ranks)
     try:
         with _alone_in(folder) if ranks.leads else nullcontext(), lost_ranks_reported():
-            now = ranks.from_leader(lambda: _start(fresh, folder, progress, resume=resume))
+            now = ranks.from_leader(lambda: _start(fresh, dataset, split, folder, progress, resume=resume))
             _restore(trainee, now)
             batches = _batches(now, split, device)
             course = Course(
@@ -184,7 +186,6 @@ def _diverged(what: str, last_saved: Checkpoint) -> RunError:
 def _starting_point(
     plan: Plan, dataset: Dataset, split: Split, *, trainee: Trainee, device: torch.device, ranks: Ranks
 ) -> Checkpoint:
-    mean, std = channel_statistics(split.trained.images)
     epoch_steps = steps_per_epoch(len(split.trained), plan.recipe.batch_size)
     total_steps = plan.steps if plan.steps is not None else (plan.epochs or plan.recipe.epochs) * epoch_steps
     return Checkpoint(
@@ -193,8 +194,8 @@ def _starting_point(
             device.type, torch.get_num_threads(), str(torch.__version__), has_bf16(device), ranks.size
         ),
         data_fingerprint=dataset.fingerprint(),
-        mean=mean,
-        std=std,
+        mean=(),  # until a new run starts: it takes a look at the images
+        std=(),
         git_commit=_git_commit(),
         step=0,
         total_steps=total_steps,
@@ -206,16 +207,23 @@ def _starting_point(
 
 
 def _batches(now: Checkpoint, split: Split, device: torch.device) -> Batches:
+    mean, std = torch.tensor(now.mean, device=device), torch.tensor(now.std, device=device)
+    augmentation = now.plan.recipe.augmentation
+    if isinstance(split.trained, ImageFiles):
+        return FileBatches(split.trained, mean, std, augmentation=augmentation)
+    (images,) = split.trained.blocks(len(split.trained))
     return MemoryBatches(
-        torch.from_numpy(split.trained.images).to(device),
+        torch.from_numpy(images).to(device),
         torch.from_numpy(split.trained.labels).to(device),
-        torch.tensor(now.mean, device=device),
-        torch.tensor(now.std, device=device),
-        augmentation=now.plan.recipe.augmentation,
+        mean,
+        std,
+        augmentation=augmentation,
     )
 
 
-def _start(fresh: Checkpoint, folder: Path, progress: Progress, *, resume: bool) -> Checkpoint:
+def _start(
+    fresh: Checkpoint, dataset: Dataset, split: Split, folder: Path, progress: Progress, *, resume: bool
+) -> Checkpoint:
     """Return where the run goes on from: its checkpoint, or a new one in a cleared folder."""
     if resume:
         return _resumed(fresh, folder / checkpoints.FILE, progress)
@@ -223,8 +231,10 @@ def _start(fresh: Checkpoint, folder: Path, progress: Progress, *, resume: bool)
         (folder / name).unlink(missing_ok=True)
     if (folder / "tensorboard").exists():
         shutil.rmtree(folder / "tensorboard")
-    _save(fresh, folder)
-    return fresh
+    mean, std = normalisation_of(dataset, split.trained)
+    started = replace(fresh, mean=mean, std=std)
+    _save(started, folder)
+    return started
 
 
 def _resumed(fresh: Checkpoint, path: Path, progress: Progress) -> Checkpoint:

@@ -213,7 +213,7 @@ def test_a_resume_says_what_differs(tiny_command, tiny_run, tmp_path, capsys):
     for part in (
         "network was resnet20, now resnet32",
         "epochs was 12, now 5",
-        "recipe was cosine, now paper-200",
+        "recipe was fast, now paper-200",
     ):
         assert part in line
     assert not (tmp_path / "models").exists()

@@ -8,8 +8,10 @@ from PIL import Image
 
 from bundle.manifest import ImageInput
 from bundle.preprocessing import decode
-from training.data import split
+from training import imagefolder
+from training.data import Examples, split
 from training.exceptions import DataError
+from training.image_files import ImageFiles
 from training.imagefolder import read_imagefolder
 
 
@@ -33,6 +35,27 @@ def test_a_fifth_is_tested_and_a_tenth_held_out_of_the_whole_folder(tmp_path):
     assert np.bincount(cut.holdout.labels, minlength=6).tolist() == [5, 1, 1, 0, 0, 0]
     assert np.bincount(cut.trained.labels, minlength=6).tolist() == [35, 9, 3, 2, 2, 1]
     assert made.class_counts.tolist() == [40, 10, 4, 2, 2, 1]
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_a_folder_beyond_the_budget_stays_in_its_files_with_the_same_split_and_pixels(
+    tmp_path, monkeypatch, ready
+):
+    for part in ("train", "val", "test") if ready else (".",):
+        fill(tmp_path / part, {"a": 12, "b": 5, "c": 1})
+    memory = read_imagefolder(tmp_path, 8, seed=0)
+    decoded_bytes = (3 if ready else 1) * 18 * 8 * 8 * 3
+    monkeypatch.setattr(imagefolder, "MEMORY_BUDGET_BYTES", decoded_bytes)
+    assert isinstance(read_imagefolder(tmp_path, 8, seed=0).train, Examples)
+    monkeypatch.setattr(imagefolder, "MEMORY_BUDGET_BYTES", decoded_bytes - 1)
+    files = read_imagefolder(tmp_path, 8, seed=0)
+    assert memory.class_counts.tolist() == files.class_counts.tolist()
+    for name in ("train", "test", *(["holdout"] if ready else [])):
+        part = getattr(files, name)
+        assert isinstance(part, ImageFiles)
+        np.testing.assert_array_equal(part.in_memory().images, getattr(memory, name).images)
+        np.testing.assert_array_equal(part.labels, getattr(memory, name).labels)
+    assert len(split(files, 0.0, seed=0).trained) == len(split(memory, 0.0, seed=0).trained)
 
 
 def test_the_seed_decides_which_images_are_tested(tmp_path):
@@ -113,10 +136,10 @@ def test_missing_and_empty_folders_are_named(tmp_path):
         read_imagefolder(tmp_path, 8, seed=0)
 
 
-def test_images_beyond_this_machines_memory_are_refused_before_reading(tmp_path):
+def test_a_size_that_no_bundle_could_name_is_refused(tmp_path):
     fill(tmp_path, {"a": 2, "b": 2})
-    with pytest.raises(DataError, match="choose a smaller --image-size"):
-        read_imagefolder(tmp_path, 4_000_000, seed=0)
+    with pytest.raises(DataError, match="--image-size must be at most 4096, not 5000"):
+        read_imagefolder(tmp_path, 5000, seed=0)
 
 
 def _turned() -> Image.Exif:

@@ -19,6 +19,7 @@ from training.networks import (
 @pytest.mark.parametrize(
     ("name", "classes", "weights"),
     [
+        ("resnet8", 10, 75_290),
         ("resnet20", 10, 269_722),  # He et al., table 6: 0.27 M
         ("resnet32", 10, 464_154),
         ("resnet32", 100, 470_004),
@@ -66,9 +67,12 @@ def test_weight_decay_spares_biases_and_batch_normalisation():
 
 
 def test_an_unknown_network_is_refused_with_the_known_ones():
-    with pytest.raises(RunError, match="unknown network 'vgg'; known are resnet20"):
+    with pytest.raises(RunError, match="unknown network 'vgg'; known are resnet8"):
         make_network("vgg", 10)
-    assert list(NETWORKS) == ["resnet20", "resnet32", "resnet56", "resnet18", "resnet50", "resnet152"]
+    assert list(NETWORKS) == [
+        *("resnet8", "resnet20", "resnet32", "resnet56"),
+        *("resnet18", "resnet50", "resnet152"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet18"])
