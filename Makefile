@@ -9,10 +9,10 @@ BIN := $(VENV)/bin
 PORT := $(or $(TARE_PORT),8000)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check lint fast-tests format clean
+.PHONY: help serve test check lint fast-tests bench-training format clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.serving-$(RUNTIME) ## install what serving needs and serve the bundles in models/
 	@echo 'API docs:  http://127.0.0.1:$(PORT)/docs'
@@ -33,6 +33,9 @@ lint: $(VENV)/.everything
 
 fast-tests: $(VENV)/.everything
 	$(BIN)/python -m pytest -q -m 'not slow'
+
+bench-training: $(VENV)/.everything ## time our training step beside the loop most people write
+	$(BIN)/python -m bench.training
 
 format: $(VENV)/.everything ## format the code
 	$(BIN)/ruff check --fix .

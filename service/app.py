@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib.metadata
 import logging
+import os
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from fastapi import Depends, FastAPI
 
 from service.adapters import telemetry as telemetry_adapter
-from service.adapters.bundles import cores, load_all
-from service.adapters.onnx_engine import installed_wheel
+from service.adapters.bundles import load_all
+from service.adapters.onnx_engine import cores, installed_wheel
 from service.adapters.sql_store import SqlStore
 from service.adapters.telemetry import Telemetry
 from service.api import (
@@ -34,6 +35,7 @@ from service.api import (
 )
 from service.api.bodies import Intake
 from service.api.envelope import Envelope
+from service.api.express import Express
 from service.api.parameters import only_known_parameters
 from service.api.tokens import Tokens, may_predict
 from service.core.batcher import Capacity
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
-    from service.core.batcher import BatchReport
+    from service.adapters.request_log import RequestLog
     from service.core.models import LoadedModel, Models
     from service.settings import Settings
 
@@ -67,8 +69,11 @@ _GUARDED: Final = (
 )
 _OPEN: Final = (health.router, v2.health, docs.router)
 
-# The time from a whole body to its answer, after which nobody is expected to wait.
-_DEADLINE_S: Final = 60.0
+# What the exit code says when the device is lost: an internal software error, by sysexits.h.
+_DEVICE_LOST: Final = 70
+
+# What batches under way may still take once the requests in flight have had their time.
+_AFTER_DRAIN_S: Final = 2.0
 
 # Bodies in flight: so many of the largest, and never less than this.
 _HELD_BODIES: Final = 8
@@ -84,9 +89,12 @@ Every answer carries `X-Request-Id`. Whatever is refused is an RFC 9457 problem 
 _log = logging.getLogger("tare.app")
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Return the application. Its lifespan opens the parts and closes them; StartError if it cannot."""
-    telemetry = Telemetry()
+def create_app(settings: Settings, request_log: RequestLog | None = None) -> FastAPI:
+    """Return the application. Its lifespan opens the parts and closes them; StartError if it cannot.
+
+    Every request has a line in `request_log`, where there is one.
+    """
+    telemetry = Telemetry(request_log)
     app = FastAPI(
         title="Tare",
         version=_version(),
@@ -117,6 +125,12 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def express_of(app: FastAPI) -> Express:
+    """Return the short way for plain predictions of an application whose lifespan has begun."""
+    state = app.state
+    return Express(state.parts, state.tokens, state.intake, state.telemetry.answered)
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
@@ -139,23 +153,32 @@ async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[
                 listen=telemetry.committed,
             )
             at_end.callback(store.close)
-            capacity = Capacity(workers=cores())
+            capacity = Capacity(
+                workers=settings.workers or cores(),
+                queue_items=settings.queue_images,
+                queue_bytes=settings.queue_bytes,
+            )
             loaded = load_all(
                 settings.models_dir,
                 capacity=capacity,
                 default=settings.model,
                 provider=settings.provider,
+                run_threads=settings.run_threads,
+                lone_threads=settings.lone_threads,
                 max_pixels=settings.max_pixels,
-                listen=partial(_heard, telemetry),
+                listen=telemetry.batch_ran,
+                lost=_end_the_process,
             )
-            at_end.push_async_callback(loaded.stop)
+            at_end.push_async_callback(loaded.stop, _AFTER_DRAIN_S)
             for model in loaded.all():
                 await store.register_model(model.version, _now())
             target_priors = Priors(store, _now)
             await target_priors.load({one.version.label_set: one.version.labels for one in loaded.all()})
         readiness = Readiness(loaded, store, telemetry)
         await at_end.enter_async_context(_running(readiness.watch()))
-        _show(telemetry, loaded, target_priors, capacity)
+        deadline_s = settings.deadline_ms / 1000
+        _show(telemetry, loaded, target_priors)
+        telemetry.limited_to(capacity.queue_items, capacity.queue_bytes, deadline_s)
         _log.info("parts open", extra={"fields": {"runtime": wheel, "missing": loaded.missing}})
         yield Parts(
             models=loaded,
@@ -163,9 +186,10 @@ async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[
                 store,
                 target_priors,
                 _now,
+                telemetry,
                 default_tau=settings.tau,
                 record=settings.record,
-                deadline_s=_DEADLINE_S,
+                deadline_s=deadline_s,
             ),
             priors=target_priors,
             monitor=Monitor(store, target_priors, _now, default_tau=settings.tau),
@@ -176,18 +200,22 @@ async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[
         )
 
 
-def _heard(telemetry: Telemetry, model: str, batch: BatchReport) -> None:
-    if batch.items > batch.failed:
-        telemetry.batch_ran(model, batch.items - batch.failed, batch.run_s)
+def _end_the_process(reason: str) -> None:
+    """End at once, for whoever supervises to start another: nothing in this one will run on the device again.
+
+    Without unwinding, since threads may hang in the driver; the state survives it as it survives kill -9.
+    """
+    _log.critical("the device is lost, the process ends: %s", reason)
+    logging.shutdown()
+    os._exit(_DEVICE_LOST)
 
 
-def _show(telemetry: Telemetry, loaded: Models, target_priors: Priors, capacity: Capacity) -> None:
+def _show(telemetry: Telemetry, loaded: Models, target_priors: Priors) -> None:
     """Let the metrics show what is loaded, and read what changes at each scrape."""
     for model in loaded.all():
         version = model.version
         telemetry.model_loaded(model.name, version.version, model.engine.provider, model is loaded.default)
-        telemetry.watch_queue(model.name, partial(_queued, model))
-    telemetry.queue_limited_to(capacity.queue_items)
+        telemetry.watch_queue(model.name, partial(_queued, model), partial(_queued_bytes, model))
     telemetry.bundles_refused(len(loaded.refused))
     label_sets = {model.version.label_set for model in loaded.all()}
     telemetry.watch_priors(lambda: [one for owner in label_sets for one in target_priors.all(owner)])
@@ -215,6 +243,10 @@ def _start_errors() -> Iterator[None]:
 
 def _queued(model: LoadedModel) -> int:
     return model.batcher.queued_items
+
+
+def _queued_bytes(model: LoadedModel) -> int:
+    return model.batcher.queued_bytes
 
 
 def _now() -> datetime:

@@ -48,6 +48,8 @@ def _plain_number(value: object) -> object:
 
 _Count = Annotated[int, BeforeValidator(_plain_number), Field(ge=1, le=1 << 50)]
 
+_Threads = Annotated[int, BeforeValidator(_plain_number), Field(ge=1, le=256)]
+
 
 def _default_state_dir() -> Path:
     base = os.environ.get("XDG_STATE_HOME", "")
@@ -99,6 +101,29 @@ class Settings(BaseSettings):
     )
     max_body_bytes: _Count = Field(32 * 1024**2, description="Largest request body.")
     max_pixels: _Count = Field(50_000_000, description="Largest image, read from its header before decoding.")
+    queue_images: _Count = Field(
+        1024, description="Images that may wait for one model; beyond them the answer is 429."
+    )
+    queue_bytes: _Count = Field(
+        256 * 1024**2, description="Bytes of encoded images that may wait for one model; beyond them 429."
+    )
+    deadline_ms: Annotated[int, BeforeValidator(_plain_number), Field(ge=1, le=600_000)] = Field(
+        30_000,
+        description="Milliseconds from the whole body to the answer of a request that names none in "
+        "`X-Request-Timeout-Ms`; after them the answer is 504.",
+    )
+    drain_s: Annotated[float, BeforeValidator(_plain_number), Field(ge=0, le=3600)] = Field(
+        25.0, description="Seconds that requests in flight have left when the service is told to stop."
+    )
+    workers: _Threads | None = Field(
+        None, description="Threads that decode and run batches; without it as many as there are cores."
+    )
+    run_threads: _Threads = Field(1, description="Threads over which one run of a network spreads.")
+    lone_threads: _Threads | None = Field(
+        None,
+        description="Threads for a lone request on an idle engine; without it as many as there are cores "
+        "where that is measured to be faster, and 1 is never more than one.",
+    )
     admin_token: SecretStr | None = Field(
         None, description="Token for whatever changes priors; opens everything else too."
     )

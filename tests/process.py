@@ -54,12 +54,12 @@ class Service:
         assert "Traceback" not in done.stderr
         return done.returncode, [line for line in done.stderr.splitlines() if not line.startswith("{")]
 
-    def start(self, **variables):
+    def start(self, module="service", **variables):
         """Start and wait until it listens and is ready."""
         log = (self.folder / f"log-{len(self.logs)}").open("w+")
         self.logs.append(log)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service"],
+            [sys.executable, "-m", module],
             env=self.environment(**variables),
             cwd=self.folder,
             stdin=subprocess.DEVNULL,

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from training import checkpoint as checkpoints
 from training.bundling import write_bundle
 from training.checkpoint import Plan, Source
-from training.commands import OneLineParser, check_out
+from training.commands import OneLineParser, at_least, check_out
 from training.data import PROFILES, split
 from training.exceptions import RunError, TrainingError
 from training.loop import choose_device
@@ -140,12 +139,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--imbalance-ratio", type=float, default=100.0, help="largest over smallest class (default 100)")
     add(
         "--image-size",
-        type=_at_least(1),
+        type=at_least(1),
         help="side in pixels that images in files are brought to (default: the network's own)",
     )
     add(
         "--workers",
-        type=_at_least(0),
+        type=at_least(0),
         help="processes that decode images in files (default: one a core, at most 16; 0: none but this one)",
     )
     add("--holdout", type=float, default=0.1, help="share held out for tau and temperature (default 0.1)")
@@ -154,9 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_loss_options(parser)
     add("--recipe", choices=list(RECIPES), default=FAST.name, help="default %(default)s")
     add("--optimizer", choices=OPTIMIZERS, help="instead of the recipe's; adam peaks at a rate of 1e-3")
-    add("--epochs", type=_at_least(1), help="passes over the data (default: the recipe's)")
-    add("--steps", type=_at_least(1), help="batches, instead of --epochs")
-    add("--seed", type=_at_least(0), default=0, help="default %(default)s")
+    add("--epochs", type=at_least(1), help="passes over the data (default: the recipe's)")
+    add("--steps", type=at_least(1), help="batches, instead of --epochs")
+    add("--seed", type=at_least(0), default=0, help="default %(default)s")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default %(default)s")
     add(
         "--checkpoint-every",
@@ -189,16 +188,6 @@ def _add_loss_options(parser: argparse.ArgumentParser) -> None:
         choices=list(HEADS),
         help="normalised: class weights of norm 1 (ldam: cosine)",
     )
-
-
-def _at_least(smallest: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        value = int(text)
-        if value < smallest:
-            raise argparse.ArgumentTypeError(f"must be at least {smallest}, not {value}")
-        return value
-
-    return whole_number
 
 
 def _seconds(text: str) -> float:

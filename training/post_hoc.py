@@ -1,4 +1,4 @@
-"""What is chosen after training, as a bundle is written: the rule for tau*, and the weight normalisation."""
+"""What is chosen after training, as a bundle is written: the rule for tau*, and the divisor of weights."""
 
 from __future__ import annotations
 

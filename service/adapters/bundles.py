@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
-import os
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -16,7 +13,7 @@ from bundle.manifest import ImageInput
 from bundle.preprocessing import MAX_PIXELS
 from longtail.priors import checked_source_prior
 from service.adapters import images
-from service.adapters.onnx_engine import ProviderError, build
+from service.adapters.onnx_engine import ProviderError, build, cores
 from service.adapters.serving_graph import compose
 from service.core.batcher import Batcher, BatchReport, Capacity
 from service.core.decide import Decider
@@ -24,9 +21,11 @@ from service.core.exceptions import Invalid
 from service.core.models import LoadedModel, Models, RefusedBundle
 from service.core.ports import EngineError
 from service.core.records import Group, ModelVersion, WeightNormalisation
+from service.core.watched import WatchedEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from service.adapters.onnx_engine import Choice
 
 _log = logging.getLogger("tare.models")
-_CPU_MAX: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 def load_all(
@@ -44,13 +42,17 @@ def load_all(
     default: str | None = None,
     provider: Choice = "auto",
     capacity: Capacity | None = None,
+    run_threads: int = 1,
+    lone_threads: int | None = 1,
     max_pixels: int = MAX_PIXELS,
     listen: Callable[[str, BatchReport], None] | None = None,
+    lost: Callable[[str], None] | None = None,
 ) -> Models:
     """Load every bundle in `folder`, by folder name; one that cannot be served is refused, the rest load.
 
-    `default` names the default model. `listen` hears of each batch, with its model's name, on the thread that
-    ran it. Names that begin with a dot, and plain files, are no bundles.
+    `default` names the default model; of `run_threads` and `lone_threads` see OnnxEngine. `listen` hears of
+    each batch, with its model's name, on the thread that ran it; `lost` that the device is gone for this
+    process. Names that begin with a dot, and plain files, are no bundles.
     """
     capacity = capacity or Capacity(workers=cores())
     loaded: dict[str, LoadedModel] = {}
@@ -63,7 +65,16 @@ def load_all(
             if name in loaded:
                 name = None
                 raise BundleError("model-name-taken", "another folder already serves a model of this name")
-            loaded[name] = load(bundle, provider, capacity, max_pixels=max_pixels, listen=listen)
+            loaded[name] = load(
+                bundle,
+                provider,
+                capacity,
+                run_threads=run_threads,
+                lone_threads=lone_threads,
+                max_pixels=max_pixels,
+                listen=listen,
+                lost=lost,
+            )
         except BundleError as failure:
             refused.append(RefusedBundle(place.name, failure.code, failure.detail))
         except ProviderError as failure:
@@ -82,12 +93,22 @@ def load(
     provider: Choice,
     capacity: Capacity,
     *,
+    run_threads: int = 1,
+    lone_threads: int | None = 1,
     max_pixels: int = MAX_PIXELS,
     listen: Callable[[str, BatchReport], None] | None = None,
+    lost: Callable[[str], None] | None = None,
 ) -> LoadedModel:
     """Put one bundle into service. Raises BundleError, or EngineError where it cannot run here."""
     version = version_of(bundle)
-    engine = build(compose(bundle), provider, largest_batch=capacity.largest_batch)
+    built = build(
+        compose(bundle),
+        provider,
+        largest_batch=capacity.largest_batch,
+        threads=run_threads,
+        lone_threads=lone_threads,
+    )
+    engine = WatchedEngine(built, usual_s=built.largest_run_s, lost=lost)
     decider = Decider(_decoder(bundle.manifest, max_pixels), engine, version.temperature)
     hear = None if listen is None else partial(listen, version.name)
     batcher = Batcher(decider.prepare, decider.run, capacity, name=version.name, listen=hear)
@@ -128,16 +149,6 @@ def version_of(bundle: Bundle) -> ModelVersion:
             np.array(normalised.norms), np.array(normalised.biases), normalised.bias, normalised.tau
         ),
     )
-
-
-def cores() -> int:
-    """Return the cores this process may use: what it is pinned to, and what its container is allowed."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = _CPU_MAX.read_text().split()
-    except (OSError, ValueError):
-        return allowed
-    return allowed if quota == "max" else max(1, min(allowed, math.ceil(int(quota) / int(period))))
 
 
 def _folders(folder: Path) -> list[Path]:

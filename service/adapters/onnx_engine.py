@@ -11,13 +11,17 @@ import ctypes
 import importlib.metadata
 import io
 import logging
+import math
 import os
 import re
+import time
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from service.core.ports import EngineError, EngineOutput
+from service.core.ports import DeviceLostError, EngineError, EngineOutput
 
 # The import alone would write a device id under the home folder and look a collector up.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -35,6 +39,11 @@ Provider = Literal["cpu", "cuda", "tensorrt"]
 Choice = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 _log = logging.getLogger("tare.engine")
+_CPU_MAX: Final = Path("/sys/fs/cgroup/cpu.max")
+_VERSION: Final = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+_SPIN_IS_LIMITED: Final = (1, 26)
+_WORTHWHILE: Final = 0.9  # of the time of one thread: below that a second session pays for its memory
+_MEASURING_S: Final = 0.15
 _WHEELS: Final = ("onnxruntime", "onnxruntime-gpu")
 _NAMES: Final[dict[Provider, str]] = {
     "cpu": "CPUExecutionProvider",
@@ -45,6 +54,14 @@ _CUDA_OPTIONS: Final = {
     "cudnn_conv_algo_search": "HEURISTIC",  # exhaustive search costs half a second for each new shape
     "arena_extend_strategy": "kSameAsRequested",  # what it takes it never gives back
 }
+# Errors after which CUDA refuses every further call of the process, by number and by words (the Runtime API
+# calls them sticky: the only remedy is another process).
+_POISONED: Final = re.compile(
+    r"CUDA (?:failure|error):? ?(?:46|214|220|226|700|70[2-9]|71[0-9]|999)\b"
+    r"|illegal memory access|device-side assert|unspecified launch failure|uncorrectable ECC"
+    r"|misaligned address|illegal instruction|invalid program counter|launch timed out|device is lost",
+    re.IGNORECASE,
+)
 # ONNX Runtime's exceptions share no base of their own.
 _FAILURES: Final[tuple[type[Exception], ...]] = (
     RuntimeError,
@@ -83,16 +100,32 @@ def installed_wheel() -> str:
 
 
 class OnnxEngine:
-    """One session, safe from many threads: each `run` computes on the calling thread (and the GPU)."""
+    """One session, safe from many threads: each `run` computes on the calling thread (and the GPU).
 
-    def __init__(self, graph: ServingGraph, provider: Provider, *, largest_batch: int, threads: int = 1):
+    On a CPU a second session may stand beside it, whose runs spread over more threads: for runs that are
+    alone.
+    """
+
+    def __init__(
+        self,
+        graph: ServingGraph,
+        provider: Provider,
+        *,
+        largest_batch: int,
+        threads: int = 1,
+        lone_threads: int | None = 1,
+    ):
         """Load and warm up. `threads` is what one `run` spreads over; callers in parallel use cores better.
+
+        `lone_threads` is what one spreads over that is alone, on a CPU; None is all cores if that is measured
+        to be faster.
 
         Raises ProviderError where the provider cannot be had, EngineError where the graph does not run.
         """
         self._graph = graph
         self._provider = provider
         self._sizes = _batch_sizes(provider, largest_batch)
+        self.largest_run_s = 0.0
         if _NAMES[provider] not in onnxruntime.get_available_providers():
             raise ProviderError(f"this onnxruntime is built without {provider}; install the extra gpu")
         missing = [] if provider == "cpu" else _missing_libraries()
@@ -104,7 +137,12 @@ class OnnxEngine:
                     "; ".join([f"{provider} was asked for, onnxruntime runs on {granted}", *missing])
                 )
             for size in self._sizes:
-                self._warm_up(size)
+                started = time.perf_counter()
+                self._warm_up(self._session, size)
+                self.largest_run_s = time.perf_counter() - started
+            self._lone = self._session
+            if provider == "cpu" and lone_threads != 1:
+                self._lone = self._faster_alone(threads, lone_threads)
         except _FAILURES as failure:
             kind = EngineError if provider == "cpu" else ProviderError
             reason = "; ".join(missing) or _reason(failure)  # a missing library shows as something else
@@ -123,19 +161,26 @@ class OnnxEngine:
         top_k: int,
         *,
         factors: NDArray[np.float64] | None = None,
+        alone: bool = False,
     ) -> EngineOutput:
-        """Answer a batch: see service.core.ports.Engine."""
+        """Answer a batch: see service.core.ports.Engine. Raises DeviceLostError where the GPU is gone."""
         try:
-            return self._run(pixels, offsets, rows, top_k, factors)
+            session = self._lone if alone else self._session
+            return self._run(session, pixels, offsets, rows, top_k, factors=factors)
         except _FAILURES as failure:
-            raise EngineError(f"the network failed: {_reason(failure)}") from failure
+            kind = (
+                DeviceLostError if self._provider != "cpu" and _POISONED.search(str(failure)) else EngineError
+            )
+            raise kind(f"the network failed: {_reason(failure)}") from failure
 
     def _run(
         self,
+        session: onnxruntime.InferenceSession,
         pixels: NDArray[Any],
         offsets: NDArray[np.float64],
         rows: NDArray[np.int64],
         top_k: int,
+        *,
         factors: NDArray[np.float64] | None = None,
     ) -> EngineOutput:
         graph, names = self._graph, self._graph.inputs
@@ -154,7 +199,7 @@ class OnnxEngine:
         out = graph.outputs
         indices, scores, log_sum, plain_index, plain_score, plain_log_sum, logits = (
             array[:images]
-            for array in self._session.run(
+            for array in session.run(
                 [
                     out.indices,
                     out.scores,
@@ -202,35 +247,83 @@ class OnnxEngine:
             [rows, np.zeros(missing, dtype=np.int64)]
         )
 
-    def _warm_up(self, size: int) -> None:
-        offsets = np.zeros((1, self._graph.n_classes))
-        self._run(
-            self._graph.input.noise(size), offsets, np.zeros(size, dtype=np.int64), self._graph.n_classes
-        )
+    def _faster_alone(self, threads: int, lone_threads: int | None) -> onnxruntime.InferenceSession:
+        """Return a session of more threads for runs that are alone; the usual one where that is no slower."""
+        spread = cores() if lone_threads is None else lone_threads
+        if spread == threads:
+            return self._session
+        lone = _session(self._graph.model, self._provider, spread, spin=True)
+        self._warm_up(lone, 1)
+        if lone_threads is not None:
+            return lone
+        one, many = self._shortest_runs(self._session, lone)
+        _log.info("one image takes %.2f ms, %.2f ms spread over %d threads", one * 1e3, many * 1e3, spread)
+        return lone if many < _WORTHWHILE * one else self._session
+
+    def _shortest_runs(self, *sessions: onnxruntime.InferenceSession) -> list[float]:
+        """Return the shortest of each session's runs of one image, taken in turns, in seconds."""
+        shortest = [math.inf] * len(sessions)
+        stop = time.perf_counter() + _MEASURING_S
+        while time.perf_counter() < stop or math.inf in shortest:
+            for place, session in enumerate(sessions):
+                started = time.perf_counter()
+                self._warm_up(session, 1)
+                shortest[place] = min(shortest[place], time.perf_counter() - started)
+        return shortest
+
+    def _warm_up(self, session: onnxruntime.InferenceSession, size: int) -> None:
+        noise, offsets = self._graph.input.noise(size), np.zeros((1, self._graph.n_classes))
+        self._run(session, noise, offsets, np.zeros(size, dtype=np.int64), self._graph.n_classes)
 
 
-def build(graph: ServingGraph, choice: Choice, *, largest_batch: int, threads: int = 1) -> OnnxEngine:
+def build(
+    graph: ServingGraph,
+    choice: Choice,
+    *,
+    largest_batch: int,
+    threads: int = 1,
+    lone_threads: int | None = 1,
+) -> OnnxEngine:
     """Build an engine on the provider chosen; `auto` takes CUDA where it truly works, else the CPU.
 
-    Raises as OnnxEngine does: a provider that was named is had or refused, never replaced.
+    Takes and raises what OnnxEngine does: a provider that was named is had or refused, never replaced.
     """
+    engine = partial(
+        OnnxEngine, graph, largest_batch=largest_batch, threads=threads, lone_threads=lone_threads
+    )
     if choice != "auto":
-        return OnnxEngine(graph, choice, largest_batch=largest_batch, threads=threads)
+        return engine(choice)
     if _NAMES["cuda"] in onnxruntime.get_available_providers():
         try:
-            return OnnxEngine(graph, "cuda", largest_batch=largest_batch, threads=threads)
+            return engine("cuda")
         except ProviderError as failure:
             _log.warning("CUDA is built in but not to be had, the CPU is taken: %s", failure)
-    return OnnxEngine(graph, "cpu", largest_batch=largest_batch, threads=threads)
+    return engine("cpu")
 
 
-def _session(model: bytes, provider: Provider, threads: int) -> onnxruntime.InferenceSession:
+def cores() -> int:
+    """Return the cores this process may use: what it is pinned to, and what its container is allowed."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_MAX.read_text().split()
+    except (OSError, ValueError):
+        return allowed
+    return allowed if quota == "max" else max(1, min(allowed, math.ceil(int(quota) / int(period))))
+
+
+def _session(
+    model: bytes, provider: Provider, threads: int, *, spin: bool = False
+) -> onnxruntime.InferenceSession:
+    """Return a session; `spin` lets its threads wait busily for a moment, ready for the next step."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors; what fails is raised
-    for pool in ("intra_op", "inter_op"):  # spinning burns 25 ms of a core after every run
-        options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
+    spin = spin and _VERSION >= _SPIN_IS_LIMITED  # before that it burns 25 ms of a core after every run
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if spin:
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "1000")
     providers: Sequence[str | tuple[str, dict[str, str]]]
     cuda = (_NAMES["cuda"], _CUDA_OPTIONS)
     if provider == "cpu":
@@ -267,4 +360,5 @@ def _reason(failure: Exception) -> str:
     lines = str(failure).strip().splitlines() or [type(failure).__name__]
     line = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", lines[0])
     line = re.sub(r"/\S+\.(?:cc|cpp|h|cu):\d+\s*", "", line)
+    line = line.partition(" ; GPU=")[0]  # behind it CUDA's failures name the host, a source file and its line
     return line[:300]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection
 
-    from service.core.ports import Clock
+    from service.core.ports import Clock, Recording
     from service.core.records import (
         FeedbackItem,
         LabelledPredictions,
@@ -46,6 +47,19 @@ _PROBE_PATIENCE_S: Final = 2.0
 _ROW_BYTES: Final = 256  # about, without logits
 
 Result = TypeVar("Result")
+
+
+def _size_of(n_classes: int) -> int:
+    """About the bytes of one prediction that waits to be written."""
+    return _ROW_BYTES + 2 * n_classes
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Predictions that are to be kept in any case."""
+
+    predictions: Sequence[Prediction]
+    wanted: bool = True
 
 
 class SqlStore:
@@ -95,15 +109,32 @@ class SqlStore:
         """Return every version of this model ever loaded, the latest loaded last."""
         return await self._read(sql_predictions.versions, name)
 
-    async def record(self, predictions: Sequence[Prediction]) -> None:
-        """Keep predictions; they survive a kill of the process from here on. Repeating it is harmless."""
-        size = sum(_ROW_BYTES + 2 * len(one.decision.logits) for one in predictions)
-        await self._writer.submit(
-            self._record, predictions, durable=False, rows=len(predictions), size_bytes=size
+    def check_room(self, predictions: int, n_classes: int) -> None:
+        """Raise Overloaded where so many more would be more than the store can have waiting."""
+        self._writer.check_room(predictions * _size_of(n_classes))
+
+    def keep(self, recordings: Sequence[Recording], then: Callable[[Exception | None], None]) -> None:
+        """Keep what is wanted still when it is written; `then` hears of it, on the writer's thread."""
+        made = [one for recording in recordings for one in recording.predictions]
+        self._writer.post(
+            self._record,
+            recordings,
+            lambda _, failure: then(failure),
+            durable=False,
+            rows=len(made),
+            size_bytes=sum(_size_of(len(one.decision.logits)) for one in made),
         )
 
-    def _record(self, connection: Connection, groups: Sequence[Sequence[Prediction]]) -> list[None]:
-        made = [one for predictions in groups for one in predictions]
+    async def record(self, predictions: Sequence[Prediction]) -> None:
+        """Keep predictions; they survive a kill of the process from here on. Repeating it is harmless."""
+        size = sum(_size_of(len(one.decision.logits)) for one in predictions)
+        await self._writer.submit(
+            self._record, [_Wanted(predictions)], durable=False, rows=len(predictions), size_bytes=size
+        )
+
+    def _record(self, connection: Connection, groups: Sequence[Sequence[Recording]]) -> list[None]:
+        wanted = [recording for group in groups for recording in group if recording.wanted]
+        made = [one for recording in wanted for one in recording.predictions]
         sql_predictions.add(connection, made, self._model_ids)
         return [None] * len(groups)
 

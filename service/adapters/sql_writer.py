@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from sqlalchemy.exc import DatabaseError, DataError, IntegrityError, NotSupportedError, ProgrammingError
 
+from service.core.drain import Drain
 from service.core.exceptions import Overloaded, Unavailable
 
 if TYPE_CHECKING:
@@ -57,11 +58,11 @@ class _Job:
     durable: bool
     rows: int
     size_bytes: int
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Any]
+    then: Callable[[Any, Exception | None], None]
+    wanted: Callable[[], bool]
 
 
-_Settled = tuple[_Job, Any, BaseException | None]
+_Settled = tuple[_Job, Any, Exception | None]
 
 
 class Writer:
@@ -82,6 +83,7 @@ class Writer:
         self._listen = listen
         self._jobs: deque[_Job] = deque()
         self._backlog_bytes = 0
+        self._drain = Drain()
         self._closing = False
         self._durable: bool | None = None
         self._changed = threading.Condition()
@@ -104,22 +106,68 @@ class Writer:
         run again, so it must change nothing but the database. `durable`: synced to disk. `always`: taken
         even where the backlog is full. Raises Overloaded, Unavailable, or what `work` raises.
         """
+        if not always:
+            self.check_room(size_bytes)
         loop = asyncio.get_running_loop()
-        job = _Job(work, argument, durable, rows, size_bytes, loop, loop.create_future())
+        future: asyncio.Future[Result] = loop.create_future()
+
+        def then(result: Result, failure: Exception | None) -> None:
+            try:
+                loop.call_soon_threadsafe(_settle, future, result, failure)
+            except RuntimeError:  # that loop has ended, and its callers with it
+                _log.debug("an answer came after its event loop had closed")
+
+        self.post(
+            work,
+            argument,
+            then,
+            durable=durable,
+            rows=rows,
+            size_bytes=size_bytes,
+            wanted=lambda: not future.cancelled(),
+        )
+        return await future
+
+    def check_room(self, size_bytes: int) -> None:
+        """Raise Overloaded where so many bytes more are more than may wait; an empty backlog takes any."""
         with self._changed:
-            if self._closing:
-                raise Unavailable("store-unavailable", "The service is stopping; ask another one.")
-            if self._jobs and not always and self._backlog_bytes + size_bytes > BACKLOG_BYTES:
+            if self._jobs and self._backlog_bytes + size_bytes > BACKLOG_BYTES:
                 raise Overloaded(
                     "store-behind",
                     "The store has more to write than it can keep in memory; try again.",
-                    retry_after_s=1,
+                    retry_after_s=self._drain.retry_after_s(self._backlog_bytes),
                 )
-            self._jobs.append(job)
-            self._backlog_bytes += size_bytes
-            self._changed.notify()
-        result: Result = await job.future
-        return result
+
+    def post(
+        self,
+        work: Callable[[Connection, Sequence[Argument]], Sequence[Result]],
+        argument: Argument,
+        then: Callable[[Result, Exception | None], None],
+        *,
+        durable: bool,
+        rows: int = 1,
+        size_bytes: int = 0,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Run `work` as `submit` does, from any thread and whatever the backlog.
+
+        `then` hears of its result or its failure, on the writer's thread (once that is closed, on this one),
+        and must not raise. A job that is not wanted when its turn comes is left out, and `then` does not hear
+        of it.
+        """
+        job = _Job(work, argument, durable, rows, size_bytes, then, wanted)
+        with self._changed:
+            closing = self._closing
+            if not closing:
+                if not self._jobs:
+                    self._drain.begins()
+                self._jobs.append(job)
+                self._backlog_bytes += size_bytes
+                self._changed.notify()
+        if closing:
+            _answer(
+                [(job, None, Unavailable("store-unavailable", "The service is stopping; ask another one."))]
+            )
 
     def close(self) -> None:
         """Write what waits, then end the thread."""
@@ -157,7 +205,8 @@ class Writer:
             while self._jobs and (not group or rows + self._jobs[0].rows <= GROUP_ROWS):
                 job = self._jobs.popleft()
                 self._backlog_bytes -= job.size_bytes
-                if job.future.cancelled():  # nobody waits for it any more
+                self._drain.left(job.size_bytes)
+                if not job.wanted():
                     continue
                 group.append(job)
                 rows += job.rows
@@ -207,19 +256,14 @@ def _is_the_disk(failure: Exception) -> bool:
 
 
 def _answer(settled: Iterable[_Settled]) -> None:
-    """Wake the callers, once a loop and not once a caller."""
-    for loop, mine in groupby(settled, key=lambda one: one[0].loop):
-        try:
-            loop.call_soon_threadsafe(_settle, list(mine))
-        except RuntimeError:  # that loop has ended, and its callers with it
-            _log.debug("an answer came after its event loop had closed")
-
-
-def _settle(settled: Sequence[_Settled]) -> None:
     for job, result, failure in settled:
-        if job.future.done():  # cancelled while it was being written
-            continue
-        if failure is not None:
-            job.future.set_exception(failure)
-        else:
-            job.future.set_result(result)
+        job.then(result, failure)
+
+
+def _settle(future: asyncio.Future[Result], result: Result, failure: Exception | None) -> None:
+    if future.done():  # cancelled while it was being written
+        return
+    if failure is not None:
+        future.set_exception(failure)
+    else:
+        future.set_result(result)

@@ -4,13 +4,14 @@ Answers are plain dictionaries, written by orjson: a class whose score is -inf i
 number here is without a JSON form. The models beside them are what /openapi.json says about them.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
-from service.core.records import Adjustment, Decision, Method, ModelVersion, Prediction, Ranked
+from service.core.records import Adjustment, Decision, Method, ModelVersion, Prediction, Ranked, Stages
 
 
 class ModelOut(BaseModel):
@@ -97,6 +98,29 @@ class Json(JSONResponse):
     def render(self, content: Any) -> bytes:
         """Return the bytes."""
         return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def predict_answer(
+    model: ModelVersion, adjustment: Adjustment, predictions: Sequence[Prediction], *, logits: bool
+) -> bytes:
+    """Write the answer for all images of a request; `logits` says whether f stands in it."""
+    return orjson.dumps(
+        {
+            "model": model_answer(model.name, model.version),
+            "adjustment": adjustment_answer(adjustment),
+            "predictions": [prediction_answer(one, model, logits=logits) for one in predictions],
+        },
+        option=orjson.OPT_SERIALIZE_NUMPY,
+    )
+
+
+def server_timing(stages: Stages) -> str:
+    """Write where a request's time went as a Server-Timing header (W3C), in milliseconds."""
+    return (
+        f"queue;dur={stages.queue_s * 1e3:.2f}, decode;dur={stages.decode_s * 1e3:.2f}, "
+        f"infer;dur={stages.infer_s * 1e3:.2f}, store;dur={stages.store_s * 1e3:.2f}, "
+        f"total;dur={stages.total_s * 1e3:.2f}"
+    )
 
 
 def model_answer(name: str, version: str) -> dict[str, object]:

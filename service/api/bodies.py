@@ -3,7 +3,7 @@
 import asyncio
 import json
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, NoReturn, TypeVar
 
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError
+from starlette.requests import ClientDisconnect
 
 from service.api.problems import BY_INDEX, BY_LABEL, field_errors
 from service.core.exceptions import Invalid, Malformed, Overloaded, TooLarge
@@ -19,6 +20,7 @@ _BIG_JSON_BYTES: Final = 1 << 18
 _WINDOWS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}  # which header zlib expects
 
 Model = TypeVar("Model", bound=BaseModel)
+Answer = TypeVar("Answer")
 Read = TypeVar("Read")
 
 
@@ -87,15 +89,48 @@ async def whole_body(request: Request) -> AsyncIterator[bytes]:
                     if size > intake.max_body_bytes:
                         _too_large(intake)
                     if intake.held_bytes > intake.max_held_bytes:
-                        _full()
+                        raise intake_is_full()
                     chunks.append(chunk)
         except TimeoutError:
-            raise Malformed(
-                "body-timeout", f"The body did not arrive within {intake.patience_s:g} s; send it again."
-            ) from None
+            raise body_too_late(intake.patience_s) from None
         yield b"".join(chunks)
     finally:
         intake.held_bytes -= size
+
+
+def intake_is_full() -> Overloaded:
+    """Return the refusal of a body for which no memory is left."""
+    return Overloaded(
+        "intake-full", "The bodies in flight fill the memory set aside for them; try again.", retry_after_s=1
+    )
+
+
+def body_too_late(patience_s: float) -> Malformed:
+    """Return the refusal of a body that did not arrive in time."""
+    return Malformed("body-timeout", f"The body did not arrive within {patience_s:g} s; send it again.")
+
+
+async def unless_abandoned(request: Request, work: Coroutine[Any, Any, Answer]) -> Answer:
+    """Return what this work returns, and cancel it where the client hangs up first.
+
+    For a request whose body has been read. Raises ClientDisconnect then, else what the work raises.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client has hung up: after a body nothing else is to come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 @asynccontextmanager
@@ -115,7 +150,7 @@ async def inflated(request: Request, data: bytes) -> AsyncIterator[bytes]:
     intake.held_bytes += len(whole)
     try:
         if intake.held_bytes > intake.max_held_bytes:
-            _full()
+            raise intake_is_full()
         yield whole
     finally:
         intake.held_bytes -= len(whole)
@@ -214,12 +249,6 @@ def _no_constant(name: str) -> NoReturn:
 
 def _malformed() -> Malformed:
     return Malformed("malformed-json", "The body is not JSON in UTF-8; send one JSON value.")
-
-
-def _full() -> NoReturn:
-    raise Overloaded(
-        "intake-full", "The bodies in flight fill the memory set aside for them; try again.", retry_after_s=1
-    )
 
 
 def _too_large(intake: Intake) -> NoReturn:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
+import secrets
 import time
-import uuid
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from itertools import count
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
-from service.api.problems import PROBLEM_CODE, internal
+from service.api.problems import PROBLEM_CODE, internal, stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,13 +23,15 @@ if TYPE_CHECKING:
 
 _ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+/=@-]{0,127}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_CLIENT_LEFT: Final = 499  # never sent: the log's word for a client that hung up first
+CLIENT_LEFT: Final = 499  # never sent: the log's word for a client that hung up first
+
+_PREFIX: Final = secrets.token_hex(12)  # this process's own; a number makes it a request's
+_NUMBERS: Final = count()
 
 _log = logging.getLogger("tare.requests")
 
 
-@dataclass(frozen=True)
-class Exchange:
+class Exchange(NamedTuple):
     """One request and what became of it; `code` is the problem's, None for a success."""
 
     request_id: str
@@ -42,9 +45,10 @@ class Exchange:
 class Envelope:
     """The outermost middleware.
 
-    Gives every answer an `X-Request-Id` (the client's own where it is sane), answers HEAD as GET without the
-    body, turns what nobody foresaw into a 500 that tells nothing, and reports each exchange. `in_request`
-    opens the context that marks log lines with the id.
+    Gives every answer an `X-Request-Id` (the client's own where it is sane) and a `Server-Timing`, answers
+    HEAD as GET without the body, turns what nobody foresaw into a 500 that tells nothing and what the server
+    cancels because it stops into a 503, and reports each exchange. `in_request` opens the context that marks
+    log lines with the id.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class Envelope:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        identity = _request_id(Headers(scope=scope).get("x-request-id"))
+        identity = request_id(Headers(scope=scope).get("x-request-id"))
         with self._in_request(identity):
             await self._exchange(identity, scope, receive, send)
 
@@ -78,6 +82,9 @@ class Envelope:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", identity.encode())]
+                if not any(name.lower() == b"server-timing" for name, _ in message["headers"]):
+                    total = f"total;dur={(time.perf_counter() - started) * 1000:.2f}"
+                    message["headers"].append((b"server-timing", total.encode()))
             elif head and message["type"] == "http.response.body":
                 if message.get("more_body", False):
                     return
@@ -87,7 +94,11 @@ class Envelope:
         try:
             await self._app(inner, receive, answer)
         except ClientDisconnect:
-            status = status or _CLIENT_LEFT
+            status = status or CLIENT_LEFT
+        except asyncio.CancelledError:  # the server's way to say that the time to answer is over
+            if status:
+                raise
+            await stopping(inner)(inner, receive, answer)
         except Exception:  # the last stop: whatever it was, the client gets an answer and the log the reason
             _log.exception("a request failed")
             if status:
@@ -107,7 +118,8 @@ class Envelope:
             )
 
 
-def _request_id(given: str | None) -> str:
+def request_id(given: str | None) -> str:
+    """Return the client's own id where it is sane, else a new one."""
     if given is not None and _ACCEPTED_ID.fullmatch(given):
         return given
-    return uuid.uuid4().hex
+    return f"{_PREFIX}{next(_NUMBERS):08x}"

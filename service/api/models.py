@@ -114,7 +114,7 @@ def _entry(loaded: LoadedModel) -> dict[str, Any]:
         "name": loaded.version.name,
         "version": loaded.version.version,
         "classes": len(loaded.version.labels),
-        "ready": loaded.batcher.alive,
+        "ready": loaded.ready,
         "provider": loaded.engine.provider,
         "methods": loaded.version.methods,
     }

@@ -5,12 +5,15 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final
 
-from fastapi import Query, Request
+from fastapi import Header, Query, Request
 from fastapi.dependencies.models import Dependant
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints, WithJsonSchema
 
 from service.core.exceptions import Invalid
 from service.core.methods import LARGEST_TAU
+
+DEADLINE_HEADER: Final = "X-Request-Timeout-Ms"
+LONGEST_DEADLINE_MS: Final = 600_000
 
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _INTEGER: Final = re.compile(r"[0-9]{1,18}")
@@ -85,6 +88,17 @@ Span = Annotated[
     timedelta,
     BeforeValidator(_span),
     WithJsonSchema({"type": "string", "pattern": f"^{_SPAN.pattern}$", "examples": ["24h", "7d"]}),
+]
+
+Milliseconds = Annotated[int, BeforeValidator(_integer), Field(ge=1, le=LONGEST_DEADLINE_MS)]
+
+DeadlineHeader = Annotated[
+    Milliseconds | None,
+    Header(
+        alias=DEADLINE_HEADER,
+        description="Milliseconds from the whole body to the answer, after which it is a 504; without it "
+        "TARE_DEADLINE_MS.",
+    ),
 ]
 
 TauQuery = Annotated[Tau | None, Query()]

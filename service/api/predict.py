@@ -1,15 +1,19 @@
 """POST /predict: images in, decisions out, each recorded before it is answered."""
 
+from functools import partial
 from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
 
-from service.api.answers import Json, PredictOut, adjustment_answer, model_answer, prediction_answer
-from service.api.bodies import whole_body
+from service.api.answers import Json, PredictOut, predict_answer, server_timing
+from service.api.bodies import unless_abandoned, whole_body
 from service.api.forms import images_of
-from service.api.parameters import ModelQuery, PriorsQuery, TauQuery, TopKQuery
+from service.api.parameters import DeadlineHeader, ModelQuery, PriorsQuery, TauQuery, TopKQuery
 from service.api.parts import PartsDep
 from service.core.records import Method
+
+Included = Literal["logits"]
 
 router = APIRouter(tags=["decisions"])
 
@@ -46,8 +50,9 @@ async def predict(
     priors: PriorsQuery = None,
     model: ModelQuery = None,
     method: Annotated[Method, Query()] = "logit-adjustment",
-    include: Annotated[Literal["logits"] | None, Query()] = None,
-) -> Json:
+    include: Annotated[Included | None, Query()] = None,
+    deadline_ms: DeadlineHeader = None,
+) -> Response:
     """Decide what each image shows, ranked for the target prior in force.
 
     Without `tau` the service's own, else the model's. PNG, JPEG, WebP, GIF, BMP or TIFF by the first bytes;
@@ -55,16 +60,18 @@ async def predict(
     """
     loaded = parts.models.get(model)
     adjustment = parts.predictor.adjustment_for(loaded, method=method, tau=tau, priors_name=priors)
+    shape = partial(predict_answer, loaded.version, adjustment, logits=include == "logits")
     async with whole_body(request) as body:
         images = images_of(body, request.headers.get("content-type", ""))
-        predictions = await parts.predictor.predict(images, model=loaded, adjustment=adjustment, top_k=top_k)
-    parts.observer.predicted(loaded.name, adjustment.method, len(predictions))
-    return Json(
-        {
-            "model": model_answer(loaded.version.name, loaded.version.version),
-            "adjustment": adjustment_answer(adjustment),
-            "predictions": [
-                prediction_answer(one, loaded.version, logits=include == "logits") for one in predictions
-            ],
-        }
-    )
+        answer, stages = await unless_abandoned(
+            request,
+            parts.predictor.ask(
+                images,
+                model=loaded,
+                adjustment=adjustment,
+                top_k=top_k,
+                shape=shape,
+                deadline_s=None if deadline_ms is None else deadline_ms / 1000,
+            ),
+        )
+    return Response(answer, media_type="application/json", headers={"Server-Timing": server_timing(stages)})

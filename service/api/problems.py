@@ -109,6 +109,11 @@ def internal(scope: MutableMapping[str, Any]) -> Response:
     )
 
 
+def stopping(scope: MutableMapping[str, Any]) -> Response:
+    """Return the answer to a request for which no time is left, because the service stops."""
+    return problem(scope, 503, "stopping", "The service is stopping; try again in a few seconds.")
+
+
 def field_errors(errors: Iterable[Mapping[str, object]], skip: int = 0) -> list[dict[str, str]]:
     """Shape pydantic's errors: `field` is the dotted place, `detail` what is wrong with it.
 
@@ -127,17 +132,20 @@ def field_errors(errors: Iterable[Mapping[str, object]], skip: int = 0) -> list[
     return shaped
 
 
-async def _refusal(request: Request, failure: Exception) -> Response:
-    assert isinstance(failure, core.Refusal)
+def refused(scope: MutableMapping[str, Any], failure: core.Refusal) -> Response:
+    """Return the answer to a refusal."""
     headers = {}
     if isinstance(failure, core.Overloaded):
         headers["Retry-After"] = str(failure.retry_after_s)
     if isinstance(failure, Unauthorized):
         headers["WWW-Authenticate"] = 'Bearer realm="tare"'
     status = next(STATUS[kind] for kind in type(failure).__mro__ if kind in STATUS)
-    return problem(
-        request.scope, status, failure.code, failure.detail, fields=failure.fields, headers=headers
-    )
+    return problem(scope, status, failure.code, failure.detail, fields=failure.fields, headers=headers)
+
+
+async def _refusal(request: Request, failure: Exception) -> Response:
+    assert isinstance(failure, core.Refusal)
+    return refused(request.scope, failure)
 
 
 async def _validation(request: Request, failure: Exception) -> Response:

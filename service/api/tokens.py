@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
 
 from service.api.problems import Forbidden, Unauthorized
 
@@ -21,20 +22,28 @@ class Tokens:
     admin: str | None
     predict: str | None
 
+    def let_predict(self, authorization: str | None) -> bool:
+        """Whether a request with this Authorization header may do what changes no state."""
+        if self.predict is None:
+            return True
+        scheme, token = get_authorization_scheme_param(authorization)
+        return scheme.lower() == "bearer" and _opens(token, self.predict, self.admin)
+
 
 async def may_predict(request: Request, credentials: Credentials) -> None:
     """Let in whoever needs no token or has one of the two. Raises Unauthorized."""
     tokens: Tokens = request.app.state.tokens
-    if tokens.predict is not None and not _opens(credentials, tokens.predict, tokens.admin):
+    if not tokens.let_predict(request.headers.get("authorization")):
         raise _unauthorized(credentials)
 
 
 async def may_change(request: Request, credentials: Credentials) -> None:
     """Let in whoever has the admin token, where there is one. Raises Unauthorized or Forbidden."""
     tokens: Tokens = request.app.state.tokens
-    if tokens.admin is None or _opens(credentials, tokens.admin):
+    given = None if credentials is None else credentials.credentials
+    if tokens.admin is None or _opens(given, tokens.admin):
         return
-    if _opens(credentials, tokens.predict):
+    if _opens(given, tokens.predict):
         raise Forbidden("token-without-right", "This token may not change state; use the admin token.")
     raise _unauthorized(credentials)
 
@@ -42,12 +51,12 @@ async def may_change(request: Request, credentials: Credentials) -> None:
 AdminDep = Depends(may_change)
 
 
-def _opens(credentials: HTTPAuthorizationCredentials | None, *tokens: str | None) -> bool:
+def _opens(given: str | None, *tokens: str | None) -> bool:
     """Compare in constant time, whatever the lengths, and with every token."""
-    if credentials is None:
+    if not given:
         return False
-    given = _digest(credentials.credentials)
-    matches = [token is not None and hmac.compare_digest(given, _digest(token)) for token in tokens]
+    digest = _digest(given)
+    matches = [token is not None and hmac.compare_digest(digest, _digest(token)) for token in tokens]
     return any(matches)
 
 

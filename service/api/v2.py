@@ -15,8 +15,8 @@ from starlette.responses import Response
 
 from service.api import v2_infer
 from service.api.answers import Json
-from service.api.bodies import RequestModel, beside_the_loop, inflated, parse, whole_body
-from service.api.parameters import WholeNumber
+from service.api.bodies import RequestModel, beside_the_loop, inflated, parse, unless_abandoned, whole_body
+from service.api.parameters import DeadlineHeader, WholeNumber
 from service.api.parts import PartsDep
 from service.api.v2_infer import InferIn, Row, TensorSpec
 from service.core.exceptions import NotFound
@@ -223,7 +223,9 @@ async def model_ready(loaded: ModelDep) -> Json:
     return Json({"name": loaded.name, "ready": True})
 
 
-async def infer(sent: SentDep, loaded: ModelDep, parts: PartsDep) -> Response:
+async def infer(
+    request: Request, sent: SentDep, loaded: ModelDep, parts: PartsDep, deadline_ms: DeadlineHeader = None
+) -> Response:
     """Decide and record, as /predict does, with tensors in and out.
 
     Binary tensors follow the JSON, whose length then stands in Inference-Header-Content-Length, in requests
@@ -238,8 +240,14 @@ async def infer(sent: SentDep, loaded: ModelDep, parts: PartsDep) -> Response:
     adjustment = parts.predictor.adjustment_for(
         loaded, method=chosen.method, tau=chosen.tau, priors_name=chosen.priors
     )
-    predictions = await parts.predictor.predict(rows, model=loaded, adjustment=adjustment, top_k=chosen.top_k)
-    parts.observer.predicted(loaded.name, adjustment.method, len(predictions))
+    work = parts.predictor.predict(
+        rows,
+        model=loaded,
+        adjustment=adjustment,
+        top_k=chosen.top_k,
+        deadline_s=None if deadline_ms is None else deadline_ms / 1000,
+    )
+    predictions = await unless_abandoned(request, work)
     body, json_bytes = v2_infer.write(asked, outputs, predictions, loaded, adjustment)
     if json_bytes is None:
         return Response(body, media_type="application/json")

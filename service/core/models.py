@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from bundle.manifest import Manifest
     from service.core.batcher import Batcher
     from service.core.decide import QueuedImage, ReadyImage
-    from service.core.ports import Engine
     from service.core.records import Decision, ModelVersion
+    from service.core.watched import WatchedEngine
 
-_PROBE_S: Final = 10
+_FRESH_S: Final = 0.4  # with the canary's patience less than two seconds from a failure to its being known
 
 
 class LoadedModel:
@@ -31,59 +31,76 @@ class LoadedModel:
         self,
         version: ModelVersion,
         manifest: Manifest,
-        engine: Engine,
+        engine: WatchedEngine,
         batcher: Batcher[QueuedImage, ReadyImage, Decision],
     ) -> None:
+        """`engine` is the one that the batcher's batches run on."""
         self.version = version
         self.manifest = manifest
         self.engine = engine
         self.batcher = batcher
-        self._probe: asyncio.Future[None] | None = None
+        self._canary: asyncio.Future[None] | None = None
 
     @property
     def name(self) -> str:
         """The name in requests and answers."""
         return self.version.name
 
-    async def check(self, within_s: float = _PROBE_S) -> None:
-        """Run one blank image past the queue. Raises Unavailable with the reason if the engine fails.
+    @property
+    def ready(self) -> bool:
+        """Whether the last that is known of the engine is good; `check` finds out what is true now."""
+        return self.batcher.alive and not self.engine.stuck and self.engine.failure is None
 
-        A full queue is no failure, so the probe does not wait in it. An engine that hangs holds one probe,
-        however often it is asked, and a thread of its own, so that it cannot hold up the end of the process.
+    async def check(self) -> None:
+        """Return if the engine works: a batch has just gone well, or a canary does now.
+
+        A canary is a run of blank images beside the queue, as many as failed where a batch has failed. A full
+        queue is no failure. An engine that hangs holds one canary, however often it is asked, on a thread of
+        its own, so that it cannot hold up the end of the process. Raises Unavailable with the reason.
         """
+        engine = self.engine
         if not self.batcher.alive:
             raise Unavailable("engine-failed", f"A worker of {self.name} has ended; restart the service.")
-        if self._probe is None or self._probe.done():
-            self._probe = asyncio.get_running_loop().create_future()
-            threading.Thread(target=self._run_blank, args=(self._probe,), name="probe", daemon=True).start()
+        if engine.stuck:
+            raise self._silent()
+        if engine.failure is None and engine.good_age_s < _FRESH_S:
+            return
+        if self._canary is None or self._canary.done():
+            self._canary = asyncio.get_running_loop().create_future()
+            images = 1 if engine.failure is None else engine.failure.images
+            arguments = (self._canary, images)
+            threading.Thread(target=self._run_blank, args=arguments, name="canary", daemon=True).start()
         try:
-            await asyncio.wait_for(asyncio.shield(self._probe), within_s)
+            await asyncio.wait_for(asyncio.shield(self._canary), engine.patience_s)
         except TimeoutError as failure:
-            raise Unavailable("engine-silent", f"The engine of {self.name} does not answer.") from failure
+            raise self._silent() from failure
         except EngineError as failure:
             raise Unavailable("engine-failed", f"The engine of {self.name} failed: {failure}.") from failure
 
-    def _run_blank(self, probe: asyncio.Future[None]) -> None:
+    def _silent(self) -> Unavailable:
+        return Unavailable("engine-silent", f"The engine of {self.name} does not answer.")
+
+    def _run_blank(self, canary: asyncio.Future[None], images: int) -> None:
         failure: EngineError | None = None
         try:
             self.engine.run(
-                self.manifest.input.noise(1),
+                self.manifest.input.noise(images),
                 np.zeros((1, len(self.version.labels))),
-                np.zeros(1, dtype=np.int64),
+                np.zeros(images, dtype=np.int64),
                 1,
             )
         except EngineError as error:
             failure = error
 
         def settle() -> None:
-            if probe.cancelled():
+            if canary.cancelled():
                 return
             if failure is None:
-                probe.set_result(None)
+                canary.set_result(None)
             else:
-                probe.set_exception(failure)
+                canary.set_exception(failure)
 
-        loop = probe.get_loop()
+        loop = canary.get_loop()
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle)
 
@@ -158,4 +175,4 @@ class Models:
 
     async def stop(self, grace_s: float = 30) -> None:
         """Answer what waits and end every model's threads."""
-        await asyncio.gather(*(model.batcher.stop(grace_s) for model in self.all()))
+        await asyncio.gather(*(asyncio.to_thread(model.batcher.stop, grace_s) for model in self.all()))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         Prediction,
         PriorVersion,
         Receipt,
+        Stages,
         StoredLogits,
         StoredPrediction,
     )
@@ -59,17 +60,22 @@ class Engine(Protocol):
         top_k: int,
         *,
         factors: NDArray[np.float64] | None = None,
+        alone: bool = False,
     ) -> EngineOutput:
         """Answer a batch: pixels uint8 (B, H, W, C), or rows of another kind.
 
         Row i is ranked by f * factors[rows[i]] + offsets[rows[i]], both (R, L); factors are above zero, None
-        is for ones. K is `top_k` cut to L. Blocks the calling
-        thread. Raises EngineError where the engine itself fails.
+        is for ones. K is `top_k` cut to L. `alone` says that nothing else runs or waits, so that the cores
+        are free. Blocks the calling thread. Raises EngineError where the engine itself fails.
         """
 
 
 class EngineError(Exception):
     """The engine failed: no fault of the request."""
+
+
+class DeviceLostError(EngineError):
+    """The engine failed for good: nothing in this process will run on its device again."""
 
 
 class Clock(Protocol):
@@ -82,14 +88,32 @@ class Clock(Protocol):
 class Observer(Protocol):
     """Who counts what happened. Neither blocks nor raises."""
 
-    def predicted(self, model: str, method: str, images: int) -> None:
-        """So many images were decided and answered."""
+    def predicted(self, model: str, method: str, images: int, stages: Stages) -> None:
+        """A request's images were decided and kept, and are answered now."""
+
+    def shed(self, model: str, reason: str) -> None:
+        """A request was refused because there is too much to do; `reason` is the refusal's code."""
+
+    def dropped(self, model: str, reason: str) -> None:
+        """A request under way was given up: `deadline` or `client-left`."""
 
     def learned(self, receipt: Receipt) -> None:
         """Feedback was taken."""
 
     def looked_ready(self, ready: bool) -> None:
         """Somebody looked whether the service is ready, and found this."""
+
+
+class Recording(Protocol):
+    """Predictions that are to be kept as long as somebody waits for them."""
+
+    @property
+    def predictions(self) -> Sequence[Prediction]:
+        """What is to be kept."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is still to be kept."""
 
 
 class Store(Protocol):
@@ -104,8 +128,18 @@ class Store(Protocol):
     async def model_versions(self, name: str) -> Sequence[ModelVersion]:
         """Every version of this model ever loaded, the latest loaded last."""
 
+    def check_room(self, predictions: int, n_classes: int) -> None:
+        """Raise Overloaded where so many more would be more than the store can have waiting."""
+
+    def keep(self, recordings: Sequence[Recording], then: Callable[[Exception | None], None]) -> None:
+        """Keep the predictions of those recordings that are wanted still when they are written.
+
+        From any thread; never refuses for want of room. `then` hears once, on the store's thread, that they
+        survive a kill of the process from here on, or why they are not kept. It must not raise.
+        """
+
     async def record(self, predictions: Sequence[Prediction]) -> None:
-        """Keep predictions; they survive a kill of the process from here on."""
+        """Keep predictions, as `keep` does, and return when they are."""
 
     async def prediction(self, prediction_id: UUID) -> StoredPrediction | None:
         """The prediction with its labels, or None."""

@@ -3,31 +3,86 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+from service.core.batcher import Ticket
 from service.core.decide import QueuedImage
-from service.core.exceptions import DeadlineExceeded, Invalid
+from service.core.exceptions import DeadlineExceeded, Invalid, Overloaded
 from service.core.ids import IdMaker
 from service.core.methods import checked_tau, knows_priors, ranking_row
 from service.core.priors import DEFAULT, probabilities_of
-from service.core.records import Adjustment, Prediction
+from service.core.records import Adjustment, Prediction, Stages
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from service.core.models import LoadedModel
-    from service.core.ports import Clock, Store
+    from service.core.ports import Clock, Observer, Store
     from service.core.priors import Priors, Values
     from service.core.records import Decision, Method, ModelVersion, PriorVersion
+
+Shaped = TypeVar("Shaped")
 
 _KEPT_ADJUSTMENTS: Final = 256
 
 
 def _size(image: bytes | NDArray[Any]) -> int:
     return len(image) if isinstance(image, bytes) else image.nbytes
+
+
+class Underway(Ticket[QueuedImage, "Decision"]):
+    """A request between its admission and its answer; it is a batcher's ticket, and what a store keeps."""
+
+    __slots__ = ("adjustment", "answer", "done", "loop", "model", "predictions", "shape", "timer", "told")
+
+    def __init__(
+        self,
+        images: Sequence[QueuedImage],
+        sizes: Sequence[int],
+        to: Callable[[Sequence[Underway]], None],
+        *,
+        model: LoadedModel,
+        adjustment: Adjustment,
+        shape: Callable[[Sequence[Prediction]], Any],
+        done: Callable[[Any, Stages], None],
+    ) -> None:
+        super().__init__(images, sizes, to)
+        self.model = model
+        self.adjustment = adjustment
+        self.shape = shape
+        self.done = done
+        self.loop = asyncio.get_running_loop()
+        self.timer: asyncio.TimerHandle | None = None
+        self.told = False  # whether it has come to its end; the loop's thread alone sets it
+        self.predictions: Sequence[Prediction] = ()
+        self.answer: Any = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for it still."""
+        return not self.told
+
+    def end(self) -> None:
+        """It has come to its end, whichever."""
+        self.told = True
+        if self.timer is not None:
+            self.timer.cancel()
+
+    def stages(self) -> Stages:
+        """Return where the time of a finished request went, up to now."""
+        now = time.perf_counter()
+        return Stages(
+            queue_s=self.taken - self.arrived,
+            decode_s=self.prepared - self.taken,
+            infer_s=self.ran - self.prepared,
+            store_s=now - self.ran,
+            total_s=now - self.arrived,
+        )
 
 
 class Predictor:
@@ -38,15 +93,20 @@ class Predictor:
         store: Store,
         priors: Priors,
         clock: Clock,
+        observer: Observer,
         *,
         default_tau: float | None = None,
         record: bool = True,
-        deadline_s: float | None = None,
+        deadline_s: float = 30.0,
     ) -> None:
-        """`default_tau` goes before the bundle's own; without `record` no prediction has an id."""
+        """`default_tau` goes before the bundle's own; without `record` no prediction has an id.
+
+        `deadline_s` is for requests that name none.
+        """
         self._store = store
         self._priors = priors
         self._clock = clock
+        self._observer = observer
         self._default_tau = default_tau
         self._record = record
         self._deadline_s = deadline_s
@@ -60,30 +120,156 @@ class Predictor:
         model: LoadedModel,
         adjustment: Adjustment,
         top_k: int,
+        deadline_s: float | None = None,
     ) -> list[Prediction]:
-        """Return a prediction for each image, in order, once all are kept.
+        """Return a prediction for each image, in order, once all are kept: see `ask`.
 
         An image is a file's bytes, or an array that the network's input takes as it is.
-
-        Raises a Refusal that names the `position` of the first image that cannot be taken, Overloaded when
-        the queue is full, DeadlineExceeded, and Unavailable where the engine or the store fails; nothing is
-        recorded then.
         """
-        queued = [QueuedImage(data, i, adjustment, top_k) for i, data in enumerate(images)]
-        limit = asyncio.timeout(self._deadline_s)
-        try:
-            async with limit:
-                decisions = await model.batcher.submit(queued, [_size(data) for data in images])
-                predictions = self._predictions(decisions, model.version, adjustment)
-                if self._record:
-                    await self._store.record(predictions)
-        except TimeoutError as failure:
-            if not limit.expired():
-                raise
-            raise DeadlineExceeded(
-                "deadline-exceeded", f"There was no answer within {self._deadline_s:g} s; try again later."
-            ) from failure
+        predictions, _ = await self.ask(
+            images, model=model, adjustment=adjustment, top_k=top_k, shape=list, deadline_s=deadline_s
+        )
         return predictions
+
+    async def ask(
+        self,
+        images: Sequence[bytes | NDArray[Any]],
+        *,
+        model: LoadedModel,
+        adjustment: Adjustment,
+        top_k: int,
+        shape: Callable[[Sequence[Prediction]], Shaped],
+        deadline_s: float | None = None,
+    ) -> tuple[Shaped, Stages]:
+        """Return what `shape` makes of the predictions, once all are kept, and where the time went.
+
+        Raises what `begin` raises and what it would tell. A caller that is cancelled takes what still waits
+        with it. No images are answered at once.
+        """
+        if not images:
+            return shape(()), Stages(0.0, 0.0, 0.0, 0.0, 0.0)
+        future: asyncio.Future[tuple[Shaped, Stages]] = asyncio.get_running_loop().create_future()
+
+        def done(answer: Shaped | Exception, stages: Stages) -> None:
+            if future.done():  # cancelled in this very turn of the loop
+                return
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result((answer, stages))
+
+        underway = self.begin(
+            images,
+            model=model,
+            adjustment=adjustment,
+            top_k=top_k,
+            shape=shape,
+            done=done,
+            deadline_s=deadline_s,
+        )
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.abandon(underway)
+            raise
+
+    def begin(
+        self,
+        images: Sequence[bytes | NDArray[Any]],
+        *,
+        model: LoadedModel,
+        adjustment: Adjustment,
+        top_k: int,
+        shape: Callable[[Sequence[Prediction]], Shaped],
+        done: Callable[[Shaped | Exception, Stages], None],
+        deadline_s: float | None = None,
+    ) -> Underway:
+        """Admit a request, of one image at least, and return while it is under way.
+
+        `done` hears once, on this thread's event loop: what `shape` made of the predictions (on a worker's
+        thread), after all were kept; or why there is none, and nothing of it is recorded then: a Refusal that
+        names the `position` of the first image that cannot be taken, DeadlineExceeded, or Unavailable where
+        the engine or the store fails. `deadline_s` counts from now and covers everything; None is the
+        service's own. Raises Overloaded when the queue is full or the store behind.
+        """
+        limit_s = self._deadline_s if deadline_s is None else deadline_s
+        queued = [QueuedImage(data, i, adjustment, top_k) for i, data in enumerate(images)]
+        sizes = [_size(data) for data in images]
+        asked = Underway(
+            queued, sizes, self._finished, model=model, adjustment=adjustment, shape=shape, done=done
+        )
+        try:
+            if self._record:
+                self._store.check_room(len(images), len(model.version.labels))
+            model.batcher.admit(asked)
+        except Overloaded as refusal:
+            self._observer.shed(model.name, refusal.code)
+            raise
+        asked.timer = asked.loop.call_later(limit_s, self._expire, asked, limit_s)
+        return asked
+
+    def abandon(self, asked: Underway) -> None:
+        """Nobody waits for this request any longer: take back what waits of it; `done` hears nothing."""
+        if not asked.told:
+            self._drop(asked, "client-left")
+
+    def _expire(self, asked: Underway, limit_s: float) -> None:
+        self._drop(asked, "deadline")
+        late = DeadlineExceeded(
+            "deadline-exceeded", f"There was no answer within {limit_s:g} s; try again later."
+        )
+        waited = time.perf_counter() - asked.arrived
+        asked.done(late, Stages(0.0, 0.0, 0.0, 0.0, waited))
+
+    def _drop(self, asked: Underway, reason: str) -> None:
+        asked.end()
+        asked.model.batcher.drop(asked)
+        self._observer.dropped(asked.model.name, reason)
+
+    def _finished(self, batch: Sequence[Underway]) -> None:
+        """Shape and keep what a batch has finished; on the batch's thread, which nothing here may end."""
+        good = []
+        for asked in batch:
+            if asked.failure is not None:
+                asked.answer = asked.failure[1]
+                continue
+            try:
+                decisions = cast("list[Decision]", asked.answers)
+                asked.predictions = self._predictions(decisions, asked.model.version, asked.adjustment)
+                asked.answer = asked.shape(asked.predictions)
+            except Exception as failure:  # noqa: BLE001 - it is told to whoever asked
+                asked.answer = failure
+                continue
+            good.append(asked)
+        if good and self._record:
+            self._store.keep(good, partial(self._were_kept, batch, good))
+        else:
+            self._tell_soon(batch)
+
+    def _were_kept(
+        self, batch: Sequence[Underway], kept: Sequence[Underway], failure: Exception | None
+    ) -> None:
+        """Hear from the store, on its thread, that these are kept, or why not."""
+        if failure is not None:
+            for asked in kept:
+                asked.answer = failure
+        self._tell_soon(batch)
+
+    def _tell_soon(self, batch: Sequence[Underway]) -> None:
+        loop = batch[0].loop
+        if not loop.is_closed():  # a loop that is gone has taken its callers along
+            loop.call_soon_threadsafe(self._tell, batch)
+
+    def _tell(self, batch: Sequence[Underway]) -> None:
+        """Give the answers, all of a batch in one turn of the loop."""
+        for asked in batch:
+            if asked.told:
+                continue
+            asked.end()
+            stages = asked.stages()
+            if not isinstance(asked.answer, Exception):
+                self._observer.predicted(asked.model.name, asked.adjustment.method, len(asked.items), stages)
+            asked.done(asked.answer, stages)
 
     @property
     def records(self) -> bool:

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from service.core.models import LoadedModel, Models
     from service.core.ports import Observer, Store
 
-EVERY_S: Final = 10.0
+EVERY_S: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
 
 class Readiness:
-    """Runs the default model on a blank image, beside its queue, and writes to the store."""
+    """Asks the default model for a sign of life, a good batch or a canary, and writes to the store."""
 
     def __init__(self, models: Models, store: Store, observer: Observer) -> None:
         self._models = models
@@ -33,8 +33,11 @@ class Readiness:
         """
         try:
             loaded = self._models.get(None)
-            await loaded.check()
-            await self._store.check_writable()
+            for outcome in await asyncio.gather(
+                loaded.check(), self._store.check_writable(), return_exceptions=True
+            ):
+                if outcome is not None:
+                    raise outcome
         except Unavailable as reason:
             self._found(False, reason.detail)
             raise

@@ -1,5 +1,7 @@
 """The whole application on a tiny bundle: real ONNX Runtime, real SQLite, in a folder of the test."""
 
+import contextlib
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -7,6 +9,7 @@ from service.adapters import sql_writer
 from service.app import create_app
 from service.settings import Settings
 from tests import tiny
+from tests.service import wire
 
 
 @pytest.fixture
@@ -14,25 +17,23 @@ def settings_for(tmp_path, tiny_models):
     """Make settings for this test's own state; keywords replace them."""
 
     def make(**changes):
-        return Settings(**{"models_dir": tiny_models, "state_dir": tmp_path / "state", **changes})
+        given = {"models_dir": tiny_models, "state_dir": tmp_path / "state", "lone_threads": 1}
+        return Settings(**{**given, **changes})
 
     return make
 
 
+@pytest.fixture(scope="module")
+def way():
+    """How clients reach the application; a module with two ways runs its tests by both."""
+    return "asgi"
+
+
 @pytest.fixture
-def client_for(settings_for):
+def client_for(settings_for, way):
     """Open a client of the whole application; keywords are settings."""
-    opened = []
-
-    def make(**changes):
-        client = TestClient(create_app(settings_for(**changes)), follow_redirects=False)
-        client.__enter__()
-        opened.append(client)
-        return client
-
-    yield make
-    for client in opened:
-        client.__exit__(None, None, None)
+    with contextlib.ExitStack() as at_end:
+        yield lambda **changes: at_end.enter_context(client_by(way, settings_for(**changes)))
 
 
 @pytest.fixture
@@ -42,11 +43,17 @@ def client(client_for):
 
 
 @pytest.fixture(scope="module")
-def lasting_client(tmp_path_factory, tiny_models):
+def lasting_client(tmp_path_factory, tiny_models, way):
     """One client for all tests of a module that do not mind what the others did."""
-    settings = Settings(models_dir=tiny_models, state_dir=tmp_path_factory.mktemp("lasting") / "state")
-    with TestClient(create_app(settings), follow_redirects=False) as client:
+    state = tmp_path_factory.mktemp("lasting") / "state"
+    with client_by(way, Settings(models_dir=tiny_models, state_dir=state, lone_threads=1)) as client:
         yield client
+
+
+def client_by(way, settings):
+    """A client that calls the application itself, or that speaks to its HTTP server."""
+    app = create_app(settings)
+    return wire.client_of(app) if way == "http" else TestClient(app, follow_redirects=False)
 
 
 @pytest.fixture

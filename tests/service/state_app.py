@@ -30,7 +30,7 @@ class Counted:
     def __init__(self) -> None:
         self.receipts: list[Any] = []
 
-    def predicted(self, model: str, method: str, images: int) -> None:
+    def predicted(self, model: str, method: str, images: int, stages: Any) -> None:
         raise AssertionError("nothing here predicts")
 
     def learned(self, receipt: Any) -> None:

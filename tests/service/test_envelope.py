@@ -1,6 +1,8 @@
 """What goes round every request: ids, HEAD, failures, and the report of each."""
 
+import asyncio
 import contextlib
+import json
 
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -128,3 +130,21 @@ def test_each_request_is_reported_once_by_the_route_and_not_the_path(client, rep
         ("other", "/fine/{name}", 405, "method-not-allowed"),
     ]
     assert all(one.seconds > 0 for one in reports)
+
+
+def test_a_request_that_the_server_cancels_because_it_stops_is_a_503(reports):
+    sent = []
+
+    async def app(scope, receive, send):
+        asyncio.current_task().cancel()
+        await asyncio.sleep(0)
+
+    async def send(message):
+        sent.append(message)
+
+    enveloped = Envelope(app, in_request=contextlib.nullcontext, report=reports.append)
+    scope = {"type": "http", "method": "GET", "path": "/slow", "headers": []}
+    asyncio.run(enveloped(scope, None, send))
+    assert sent[0]["status"] == 503
+    assert json.loads(sent[1]["body"])["code"] == "stopping"
+    assert (reports[0].status, reports[0].code) == (503, "stopping")

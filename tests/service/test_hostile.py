@@ -13,6 +13,12 @@ FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 TAKEN = {200, 413, 415, 422}
 
 
+@pytest.fixture(scope="module", params=["asgi", "http"])
+def way(request):
+    """The application itself, and its server, which takes plain predictions before the application."""
+    return request.param
+
+
 def encoded(form, rng):
     pixels = rng.integers(0, 256, (13, 17, 3), dtype=np.uint8)
     buffer = io.BytesIO()

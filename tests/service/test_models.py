@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+import time
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from service.adapters import bundles
-from service.adapters.bundles import cores, load_all
+from service.adapters.bundles import load_all
+from service.core import watched
 from service.core.batcher import Capacity
 from service.core.exceptions import NotFound, Unavailable
 from service.core.models import LoadedModel, Models
-from service.core.ports import EngineError
+from service.core.ports import DeviceLostError, EngineError
+from service.core.watched import WatchedEngine
 from tests import tiny
 from tests.service.gpu import needs_no_gpu
 
@@ -124,6 +127,16 @@ def test_where_a_provider_cannot_be_had_the_model_is_known_and_cannot_run(tmp_pa
             models.get("beech")
 
 
+class Clock:
+    """A clock that tests turn."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
 class FakeEngine:
     """Fails or hangs on command."""
 
@@ -135,8 +148,9 @@ class FakeEngine:
         self.gate.set()
         self.runs = 0
 
-    def run(self, pixels, offsets, rows, top_k, *, factors=None):
+    def run(self, pixels, offsets, rows, top_k, *, factors=None, alone=False):
         self.runs += 1
+        self.images = len(pixels)
         assert self.gate.wait(30)
         if self.failure is not None:
             raise self.failure
@@ -147,35 +161,78 @@ def faked(tmp_path):
     bundle = tiny.make(tmp_path / "acorn")
     real = bundles.load(bundle, "cpu", SMALL)
     engine = FakeEngine()
-    model = LoadedModel(real.version, real.manifest, engine, real.batcher)
-    yield model, engine
+    clock = Clock()
+    watched = WatchedEngine(engine, clock=clock)
+    model = LoadedModel(real.version, real.manifest, watched, real.batcher)
+    clock.now += 1  # long enough ago for the engine's start to prove nothing
+    yield model, engine, clock
     engine.gate.set()
-    asyncio.run(real.batcher.stop())
+    real.batcher.stop()
 
 
-def test_the_probe_passes_where_the_engine_answers_and_tells_why_it_does_not(faked):
-    model, engine = faked
+def batch(images):
+    return np.zeros((images, 8, 8, 3), np.uint8), np.zeros((1, 4)), np.zeros(images, np.int64), 1
+
+
+def test_a_canary_passes_where_the_engine_answers_and_tells_why_it_does_not(faked):
+    model, engine, clock = faked
 
     async def main():
         await model.check()
+        clock.now += 1
         engine.failure = EngineError("the device is lost")
         with pytest.raises(Unavailable, match="the device is lost") as refused:
             await model.check()
         assert refused.value.code == "engine-failed"
+        assert not model.ready
         engine.failure = None
         await model.check()
+        assert model.ready
 
     asyncio.run(main())
 
 
-def test_an_engine_that_hangs_is_not_ready_and_is_probed_once(faked):
-    model, engine = faked
+def test_a_batch_that_went_well_a_moment_ago_saves_the_canary(faked):
+    model, engine, clock = faked
+
+    async def main():
+        model.engine.run(*batch(3))
+        clock.now += 0.3
+        await model.check()
+        assert engine.runs == 1
+        clock.now += 0.3
+        await model.check()
+        assert engine.runs == 2
+
+    asyncio.run(main())
+
+
+def test_after_a_failed_batch_only_one_as_large_proves_the_engine_well(faked):
+    model, engine, _ = faked
+
+    async def main():
+        engine.failure = EngineError("out of memory")
+        with pytest.raises(EngineError):
+            model.engine.run(*batch(7))
+        engine.failure = None
+        model.engine.run(*batch(2))
+        assert not model.ready
+        await model.check()
+        assert engine.images == 7
+        assert model.ready
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_hangs_is_not_ready_and_holds_one_canary(faked, monkeypatch):
+    model, engine, _ = faked
+    monkeypatch.setattr(watched, "PATIENCE_S", 0.02)
 
     async def main():
         engine.gate.clear()
         for _ in range(3):
             with pytest.raises(Unavailable) as refused:
-                await model.check(within_s=0.02)
+                await model.check()
             assert refused.value.code == "engine-silent"
         assert engine.runs == 1
         engine.gate.set()
@@ -184,13 +241,64 @@ def test_an_engine_that_hangs_is_not_ready_and_is_probed_once(faked):
     asyncio.run(main())
 
 
-def test_a_model_whose_workers_have_ended_is_not_ready(faked):
-    model, _ = faked
+def test_a_batch_that_outlasts_all_patience_makes_it_not_ready_at_once(faked):
+    model, engine, clock = faked
 
     async def main():
-        await model.batcher.stop()
+        engine.gate.clear()
+        stuck = threading.Thread(target=model.engine.run, args=batch(2))
+        stuck.start()
+        while not engine.runs:
+            await asyncio.sleep(0.001)
+        clock.now += 1.4
+        assert model.ready
+        clock.now += 0.2
+        assert not model.ready
+        with pytest.raises(Unavailable) as refused:
+            await model.check()
+        assert refused.value.code == "engine-silent"
+        assert engine.runs == 1  # no canary was needed to know it
+        engine.gate.set()
+        await asyncio.to_thread(stuck.join)
+        await model.check()
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_is_slow_by_nature_is_given_its_time():
+    engine, clock = FakeEngine(), Clock()
+    slow = WatchedEngine(engine, usual_s=3.0, clock=clock)
+    engine.gate.clear()
+    running = threading.Thread(target=slow.run, args=batch(16))
+    running.start()
+    while not engine.runs:
+        time.sleep(0.001)
+    clock.now += 11
+    assert not slow.stuck
+    clock.now += 2
+    assert slow.stuck
+    engine.gate.set()
+    running.join()
+
+
+def test_whoever_listens_hears_that_the_device_is_lost_and_not_of_other_failures():
+    engine, heard = FakeEngine(), []
+    watching = WatchedEngine(engine, lost=heard.append)
+    for failure in (EngineError("once"), DeviceLostError("for good")):
+        engine.failure = failure
+        with pytest.raises(EngineError):
+            watching.run(*batch(1))
+    assert heard == ["for good"]
+
+
+def test_a_model_whose_workers_have_ended_is_not_ready(faked):
+    model, _, _ = faked
+
+    async def main():
+        await asyncio.to_thread(model.batcher.stop)
         with pytest.raises(Unavailable, match="worker"):
             await model.check()
+        assert not model.ready
 
     asyncio.run(main())
 
@@ -203,15 +311,3 @@ def test_the_real_engine_passes_its_probe(tmp_path):
 
 def test_no_models_are_no_models():
     assert Models([]).all() == ()
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8), ("odd", 8)],
-)
-def test_cores_are_those_a_container_is_allowed(tmp_path, monkeypatch, text, expected):
-    quota = tmp_path / "cpu.max"
-    quota.write_text(text)
-    monkeypatch.setattr(bundles, "_CPU_MAX", quota)
-    monkeypatch.setattr(bundles.os, "sched_getaffinity", lambda _: set(range(8)))
-    assert cores() == expected

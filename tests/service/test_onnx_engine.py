@@ -15,9 +15,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from service.adapters import onnx_engine
-from service.adapters.onnx_engine import OnnxEngine, ProviderError, build, installed_wheel
+from service.adapters.onnx_engine import OnnxEngine, ProviderError, build, cores, installed_wheel
 from service.adapters.serving_graph import compose
-from service.core.ports import EngineError
+from service.core.ports import DeviceLostError, EngineError
 from tests import tiny
 from tests.service import networks
 from tests.service.gpu import needs_gpu, needs_no_gpu
@@ -148,6 +148,69 @@ def test_gpu_batches_are_filled_up_to_a_closed_set_of_sizes():
     assert onnx_engine._batch_sizes("cpu", 16) == (1, 16)
 
 
+def test_a_lone_run_on_more_threads_gives_the_same_answer(graph):
+    engine = OnnxEngine(graph, "cpu", largest_batch=4, lone_threads=2)
+    assert engine._lone is not engine._session
+    table, rows = RNG.normal(0, 20, (1, 6)), np.zeros(1, dtype=np.int64)
+    usual, alone = (engine.run(PIXELS[:1], table, rows, 6, alone=alone) for alone in (False, True))
+    np.testing.assert_array_equal(usual.indices, alone.indices)
+    np.testing.assert_allclose(usual.logits, alone.logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(("spread_s", "kept"), [(0.0008, True), (0.00095, False), (0.002, False)])
+def test_more_threads_for_a_lone_run_are_kept_only_where_they_are_measured_to_pay(
+    graph, monkeypatch, spread_s, kept
+):
+    monkeypatch.setattr(onnx_engine, "cores", lambda: 2)
+    monkeypatch.setattr(OnnxEngine, "_shortest_runs", lambda *_: [0.001, spread_s])
+    engine = OnnxEngine(graph, "cpu", largest_batch=4, lone_threads=None)
+    assert (engine._lone is not engine._session) == kept
+
+
+def test_on_one_core_there_is_nothing_to_spread_over(graph, monkeypatch):
+    monkeypatch.setattr(onnx_engine, "cores", lambda: 1)
+    engine = OnnxEngine(graph, "cpu", largest_batch=4, lone_threads=None)
+    assert engine._lone is engine._session
+
+
+class Broken:
+    """A session whose provider fails as onnxruntime's does."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def run(self, *_):
+        raise RuntimeError(self.message)
+
+
+POISONED = (
+    "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; "
+    "hostname=box ; file=/onnxruntime_src/core/cuda_call.cc ; line=129 ; expr=cudaStreamSynchronize()"
+)
+OUT_OF_MEMORY = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : CUDA failure 2: out of memory ; GPU=0"
+
+
+@pytest.mark.parametrize(
+    ("provider", "message", "kind"),
+    [
+        ("cuda", POISONED, DeviceLostError),
+        ("tensorrt", "CUDA error 719: unspecified launch failure", DeviceLostError),
+        ("cuda", "CUDA failure 710: device-side assert triggered", DeviceLostError),
+        ("cuda", OUT_OF_MEMORY, EngineError),
+        ("cuda", "CUDNN failure 7000: CUDNN_STATUS_INTERNAL_ERROR", EngineError),
+        ("cpu", POISONED, EngineError),
+    ],
+)
+def test_a_poisoned_cuda_context_is_told_from_failures_that_pass(graph, provider, message, kind):
+    engine = OnnxEngine(graph, "cpu", largest_batch=1)
+    engine._provider = provider
+    engine._session = Broken(message)
+    with pytest.raises(EngineError) as failure:
+        engine.run(PIXELS[:1], np.zeros((1, 6)), np.zeros(1, dtype=np.int64), 1)
+    assert type(failure.value) is kind
+    assert "/onnxruntime_src" not in str(failure.value)
+
+
 def wheels(monkeypatch, *there):
     def version(wheel):
         if wheel not in there:
@@ -181,3 +244,15 @@ def test_the_import_leaves_no_file_in_an_empty_home(tmp_path):
         check=True,
     )
     assert list(home.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8), ("odd", 8)],
+)
+def test_cores_are_those_a_container_is_allowed(tmp_path, monkeypatch, text, expected):
+    quota = tmp_path / "cpu.max"
+    quota.write_text(text)
+    monkeypatch.setattr(onnx_engine, "_CPU_MAX", quota)
+    monkeypatch.setattr(onnx_engine.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert cores() == expected

@@ -64,15 +64,42 @@ class FakeStore:
     def __init__(self) -> None:
         self.kept = []
         self.failure = None
+        self.full = False
 
-    async def record(self, predictions):
-        if self.failure is not None:
-            raise self.failure
-        self.kept.extend(predictions)
+    def check_room(self, predictions, n_classes):
+        if self.full:
+            raise Overloaded("store-behind", "The store is behind.", retry_after_s=1)
+
+    def keep(self, recordings, then):
+        if self.failure is None:
+            self.kept.extend(
+                one for recording in recordings if recording.wanted for one in recording.predictions
+            )
+        then(self.failure)
+
+
+class Heard:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.answered = []
+        self.refused = []
+        self.given_up = []
+
+    def predicted(self, model, method, images, stages):
+        self.answered.append((method, images, stages))
+
+    def shed(self, model, reason):
+        self.refused.append(reason)
+
+    def dropped(self, model, reason):
+        self.given_up.append(reason)
 
 
 @asynccontextmanager
-async def serving(folder, n_classes=CLASSES, capacity=None, priors=None, change=None, **options):
+async def serving(
+    folder, n_classes=CLASSES, capacity=None, priors=None, change=None, observer=None, **options
+):
     """A predictor with the tiny bundle behind it: real decoder, queue and ONNX Runtime."""
     changes = {"logit_offset": np.linspace(-2, 1, n_classes).tolist(), **(change or {})}
     bundle = tiny.make(folder / "tiny", n_classes=n_classes, **changes)
@@ -80,9 +107,9 @@ async def serving(folder, n_classes=CLASSES, capacity=None, priors=None, change=
     store = FakeStore()
     named = {"default": uniform_prior(n_classes), **(priors or {})}
     try:
-        yield Predictor(store, FakePriors(**named), lambda: NOW, **options), model, store
+        yield Predictor(store, FakePriors(**named), lambda: NOW, observer or Heard(), **options), model, store
     finally:
-        await model.batcher.stop()
+        await asyncio.to_thread(model.batcher.stop)
 
 
 def allowed(score):
@@ -160,7 +187,7 @@ def decider(tmp_path_factory, request):
     model = bundles.load(bundle, "cpu", Capacity(workers=1))
     decode = partial(images.pixels, spec=bundle.manifest.input)
     yield model, Decider(decode, model.engine, model.version.temperature)
-    asyncio.run(model.batcher.stop())
+    model.batcher.stop()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -168,7 +195,7 @@ def decider(tmp_path_factory, request):
 def test_a_decision_equals_the_formula_alone_and_in_any_batch(decider, requests):
     model, steps = decider
     version = model.version
-    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW)
+    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW, Heard())
 
     def adjustment(method, tau, target):
         if method == "logit-adjustment":
@@ -202,7 +229,7 @@ def test_a_decision_equals_the_formula_alone_and_in_any_batch(decider, requests)
 @pytest.mark.parametrize("tau", [0, 0.7, 30, 100])
 def test_given_logits_are_normalised_as_images_are(decider, tau):
     model, _ = decider
-    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW)
+    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW, Heard())
     adjustment = predictor.adjustment_for(model, "weight-normalisation", tau)
     logits = np.random.default_rng(3).normal(0, 4, (20, CLASSES)).astype(np.float32)
     for decision in decide(logits, adjustment, model.version, 4):
@@ -211,12 +238,12 @@ def test_given_logits_are_normalised_as_images_are(decider, tau):
 
 def test_weight_normalisation_has_a_tau_of_its_own_and_knows_no_prior(decider):
     model, _ = decider
-    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW)
+    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW, Heard())
     made = predictor.adjustment_for(model, "weight-normalisation")
     assert (made.method, made.tau, made.prior) == ("weight-normalisation", 0.7, None)
     assert predictor.adjustment_for(model, "weight-normalisation", 0.7) is made
     assert predictor.adjustment_for(model).tau == 1.0
-    of_service = Predictor(FakeStore(), FakePriors(), lambda: NOW, default_tau=2.0)
+    of_service = Predictor(FakeStore(), FakePriors(), lambda: NOW, Heard(), default_tau=2.0)
     with pytest.raises(Invalid) as refused:
         of_service.adjustment_for(model, "weight-normalisation", priors_name="default")
     assert (refused.value.code, refused.value.fields) == ("conflicting-parameters", {"parameter": "priors"})
@@ -327,7 +354,7 @@ def test_one_bad_image_fails_its_request_by_position_and_nothing_of_it_is_kept(t
             good, failed = await asyncio.gather(
                 predict(*IMAGES[:3]), predict(*IMAGES[3:8], bad, IMAGES[8], bad), return_exceptions=True
             )
-            await model.batcher.stop()
+            await asyncio.to_thread(model.batcher.stop)
             assert isinstance(failed, kind)
             assert failed.fields["position"] == 5
             assert len(good) == 3
@@ -355,7 +382,7 @@ def test_logits_that_are_not_finite_fail_their_own_request_only_and_are_not_kept
 
     async def main():
         store = FakeStore()
-        predictor = Predictor(store, FakePriors(default=uniform_prior(4)), lambda: NOW)
+        predictor = Predictor(store, FakePriors(default=uniform_prior(4)), lambda: NOW, Heard())
         adjustment = predictor.adjustment_for(model)
         first, second, third = steps.run(
             [steps.prepare(QueuedImage(png(pixels), 0, adjustment, 2)) for pixels in (light, dark, light)]
@@ -367,7 +394,7 @@ def test_logits_that_are_not_finite_fail_their_own_request_only_and_are_not_kept
         with pytest.raises(Unavailable):
             await predictor.predict([png(light), png(dark)], model=model, adjustment=adjustment, top_k=1)
         assert store.kept == []
-        await model.batcher.stop()
+        await asyncio.to_thread(model.batcher.stop)
 
     asyncio.run(main())
 
@@ -402,30 +429,132 @@ def test_no_answer_goes_out_that_the_store_did_not_keep(tmp_path):
     asyncio.run(main())
 
 
-def test_what_comes_too_late_is_a_deadline_and_leaves_the_queue(tmp_path, monkeypatch):
-    async def main():
-        gate = threading.Event()
-        capacity = Capacity(workers=1, largest_batch=1, queue_items=2)
-        async with serving(tmp_path, capacity=capacity, deadline_s=0.05) as (predictor, model, store):
-            real = model.engine.run
+@asynccontextmanager
+async def held_up(folder, monkeypatch, **options):
+    """A predictor whose engine waits at a gate; yields an asker, the gate and the parts."""
+    gate, entered = threading.Event(), threading.Semaphore(0)
+    capacity = Capacity(workers=1, largest_batch=1, queue_items=3)
+    async with serving(folder, capacity=capacity, **options) as (predictor, model, store):
+        real = model.engine.run
 
-            def slow(*arguments, **options):
-                assert gate.wait(30)
-                return real(*arguments, **options)
+        def slow(*arguments, **options):
+            entered.release()
+            assert gate.wait(30)
+            return real(*arguments, **options)
 
-            monkeypatch.setattr(model.engine, "run", slow)
-            adjustment = predictor.adjustment_for(model)
+        monkeypatch.setattr(model.engine, "run", slow)
+        adjustment = predictor.adjustment_for(model)
 
-            def predict():
-                return predictor.predict(IMAGES[:1], model=model, adjustment=adjustment, top_k=1)
+        def ask(images=1, deadline_s=None):
+            work = predictor.predict(
+                IMAGES[:images], model=model, adjustment=adjustment, top_k=1, deadline_s=deadline_s
+            )
+            return asyncio.ensure_future(work)
 
-            results = await asyncio.gather(*(predict() for _ in range(4)), return_exceptions=True)
-            assert {type(result) for result in results} <= {DeadlineExceeded, Overloaded}
-            assert any(isinstance(result, DeadlineExceeded) for result in results)
-            assert model.batcher.queued_items == 0
+        running = ask()
+        await asyncio.to_thread(entered.acquire)
+        try:
+            yield ask, running, gate, model, store
+        finally:
             gate.set()
-            monkeypatch.undo()
-            assert store.kept == []
+
+
+def test_a_deadline_fires_while_a_batch_runs_and_takes_what_waits_out_of_the_queue(tmp_path, monkeypatch):
+    async def main():
+        heard = Heard()
+        async with held_up(tmp_path, monkeypatch, observer=heard) as (ask, running, gate, model, store):
+            late = ask(images=3, deadline_s=0.05)
+            with pytest.raises(DeadlineExceeded, match=r"0\.05 s"):
+                await late  # the batch before it still runs
+            assert not running.done()
+            assert (model.batcher.queued_items, model.batcher.queued_bytes) == (0, 0)
+            assert heard.given_up == ["deadline"]
+            gate.set()
+            await running
+            assert len(store.kept) == 1
+            assert len(heard.answered) == 1
+
+    asyncio.run(main())
+
+
+def test_what_is_past_its_deadline_when_its_batch_ends_is_not_kept(tmp_path, monkeypatch):
+    async def main():
+        async with held_up(tmp_path, monkeypatch, deadline_s=0.05) as (ask, running, gate, _, store):
+            with pytest.raises(DeadlineExceeded):
+                await running
+            gate.set()
+            assert len(await ask(deadline_s=30)) == 1
+            assert len(store.kept) == 1
+
+    asyncio.run(main())
+
+
+def test_a_client_that_leaves_takes_its_images_out_of_the_queue(tmp_path, monkeypatch):
+    async def main():
+        heard = Heard()
+        async with held_up(tmp_path, monkeypatch, observer=heard) as (ask, running, gate, model, store):
+            leaving = ask(images=3)
+            while model.batcher.queued_items != 3:
+                await asyncio.sleep(0.001)
+            leaving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            assert model.batcher.queued_items == 0
+            assert heard.given_up == ["client-left"]
+            gate.set()
+            await running
+            assert len(store.kept) == 1
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_and_a_store_that_is_behind_are_refused_before_any_work(tmp_path, monkeypatch):
+    async def main():
+        heard = Heard()
+        async with held_up(tmp_path, monkeypatch, observer=heard) as (ask, running, gate, model, store):
+            waiting = ask(images=2)
+            while model.batcher.queued_items != 2:
+                await asyncio.sleep(0.001)
+            with pytest.raises(Overloaded) as refused:
+                await ask(images=2)
+            assert refused.value.code == "queue-full"
+            store.full = True
+            with pytest.raises(Overloaded) as refused:
+                await ask()
+            assert refused.value.code == "store-behind"
+            assert heard.refused == ["queue-full", "store-behind"]
+            gate.set()
+            await asyncio.gather(running, waiting)  # what was taken is answered, and kept
+            assert len(store.kept) == 3
+
+    asyncio.run(main())
+
+
+def test_the_stages_of_a_request_make_up_its_time(tmp_path):
+    async def main():
+        async with serving(tmp_path) as (predictor, model, _):
+            asked = {"model": model, "adjustment": predictor.adjustment_for(model), "top_k": 1}
+            shaped, stages = await predictor.ask(IMAGES[:3], shape=len, **asked)
+            assert shaped == 3
+            *parts, total = stages
+            assert min(parts) >= 0
+            assert sum(parts) == pytest.approx(total)
+
+    asyncio.run(main())
+
+
+def test_an_answer_that_cannot_be_shaped_fails_its_own_request_and_is_not_kept(tmp_path):
+    async def main():
+        async with serving(tmp_path) as (predictor, model, store):
+            asked = {"model": model, "adjustment": predictor.adjustment_for(model), "top_k": 1}
+
+            def shape(predictions):
+                raise KeyError("no such label")
+
+            with pytest.raises(KeyError):
+                await predictor.ask(IMAGES[:1], shape=shape, **asked)
+            assert len(await predictor.predict(IMAGES[:1], **asked)) == 1
+            assert len(store.kept) == 1
 
     asyncio.run(main())
 
@@ -573,7 +702,7 @@ def test_adjust_without_an_engine_gives_what_predict_gave(tmp_path):
 )
 def test_logits_that_do_not_fit_are_refused(decider, logits, position):
     model, _ = decider
-    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW)
+    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW, Heard())
     with pytest.raises(Invalid) as refused:
         decide(logits, predictor.adjustment_for(model), model.version, 1)
     assert refused.value.code == "invalid-logits"

@@ -11,6 +11,12 @@ from tests.service.problems import problem
 from tests.tiny import png
 
 
+@pytest.fixture(scope="module", params=["asgi", "http"])
+def way(request):
+    """The application itself, and its server, which takes plain predictions before the application."""
+    return request.param
+
+
 def formula(logits, tau, temperature=1.25, target=None, n_classes=4):
     """Section 1 of the design, written out again."""
     source = np.array(tiny.manifest().source_prior)

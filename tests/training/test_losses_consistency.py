@@ -43,14 +43,14 @@ def made(name, words, counts):
     return make_loss(name, counts, tau, CPU, options=LossOptions(**rest))
 
 
-def minimise(risk, *shape):
+def minimise(risk, *shape, tolerance=1e-9):
     """Return the minimiser of a smooth function of one tensor, from zero."""
     f = torch.zeros(*shape, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [f],
         max_iter=1000,
         max_eval=2000,
-        tolerance_grad=1e-9,
+        tolerance_grad=tolerance,
         tolerance_change=1e-14,
         line_search_fn="strong_wolfe",
     )
@@ -163,7 +163,7 @@ def test_the_offsets_are_those_of_the_table_up_to_a_constant():
 # Five Gaussians of unit spread on a bent line: the posterior is a softmax of an affine function of x, so that
 # a fitted one can be told from the true one by sampling error alone.
 CENTRES = np.array([[-2.4, 0.3], [-1.2, -0.8], [0.0, 0.6], [1.2, -0.5], [2.3, 0.7]])
-N = 150_000
+N = 100_000
 SHAPE = 0.01 ** (np.arange(5) / 4)  # imbalance ratio 100
 PRIOR = SHAPE / SHAPE.sum()
 GRID = np.stack(np.meshgrid(*[np.linspace(-7, 7, 141)] * 2), axis=-1).reshape(-1, 2)
@@ -197,7 +197,7 @@ def fitted_weights(loss, inputs, labels):
     def risk(weights):
         return function(inputs @ weights, labels, torch.Generator().manual_seed(1))
 
-    return minimise(risk, 3, 5).numpy()
+    return minimise(risk, 3, 5, tolerance=1e-6).numpy()  # far below the noise of the sample
 
 
 def on_grid(weights):
@@ -214,6 +214,7 @@ def excess_risk(logits, offset, prior, target, tau=1.0):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_on_gaussians_every_consistent_method_serves_eleven_targets_within_a_fifth_of_a_point_of_bayes():
     inputs, labels = gaussian_sample()
     counts = np.bincount(labels.numpy(), minlength=5)

@@ -87,7 +87,7 @@ def in_turn(tiny_files):
     """One process: both half-batches in turn through one network, their gradients averaged."""
     dataset = read_npz(*tiny_files)
     trained = split(dataset, 0.1, SEED).trained
-    mean, std = map(torch.tensor, channel_statistics(trained.images))
+    mean, std = map(torch.tensor, channel_statistics([trained.images]))
     batches = MemoryBatches(
         torch.from_numpy(trained.images),
         torch.from_numpy(trained.labels),

@@ -9,7 +9,7 @@ from training.exceptions import RunError
 from training.recipes import COSINE, PAPER, PAPER_200, RECIPES, with_optimizer
 
 
-def test_the_default_climbs_for_a_tenth_and_then_falls_to_zero_along_a_cosine():
+def test_the_cosine_climbs_for_a_tenth_and_then_falls_to_zero():
     rates = [COSINE.rate(step, 1000) for step in range(1000)]
     assert rates[0] == pytest.approx(0.2 / 100)
     assert max(rates) == pytest.approx(0.2)

@@ -1,0 +1,1 @@
+"""Side-by-side measurements: ours against what others would do, in one run on one machine."""
