@@ -127,8 +127,12 @@ def input_of(image_size: int, resize: Resize) -> ImageInput:
 
 
 def default_workers() -> int:
-    """Return how many processes decode unless told: the cores that this process may use, at most 16."""
-    return min(16, len(os.sched_getaffinity(0)))
+    """Return how many processes decode unless told: one a core that this process may use, at most 16.
+
+    Ranks that torchrun started on one machine share its cores.
+    """
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(16, len(os.sched_getaffinity(0)) // ranks))
 
 
 @dataclass(frozen=True)

@@ -183,6 +183,16 @@ def test_a_class_without_an_image_is_named():
         dataset([4, 0, 2])
 
 
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [(("a", "a"), "the same name"), (("a", ""), "1 to 1,000 characters"), (("a", "b" * 1001), "1 to 1,000")],
+)
+def test_names_that_a_manifest_could_not_hold_are_refused_before_training(names, reason):
+    made = dataset([3, 2])
+    with pytest.raises(DataError, match=reason):
+        Dataset("made", names, made.train, made.test)
+
+
 def test_one_class_is_no_classifier():
     with pytest.raises(DataError, match="at least two classes"):
         dataset([4])
