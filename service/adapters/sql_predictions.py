@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 _BLOCK_ROWS: Final = 8192
 _BLOCK_BYTES: Final = 8 << 20
 
+PredictionRow = tuple[Any, ...]  # the columns of `predictions`, in their order
 Place = tuple[int, bytes]  # where a block ended: time and id of its last prediction
 
 
@@ -104,10 +105,10 @@ def versions(connection: Connection, name: str) -> list[ModelVersion]:
     ]
 
 
-def add(connection: Connection, made: Sequence[Prediction], model_ids: Mapping[tuple[str, str], int]) -> None:
-    """Keep predictions; one that is there already stays as it is."""
+def rows_of(made: Sequence[Prediction], model_ids: Mapping[tuple[str, str], int]) -> list[PredictionRow]:
+    """Return predictions as `add` takes them. Raises KeyError for a model version that is not registered."""
     logits = stored_logits([one.decision.logits for one in made])
-    rows = [
+    return [
         (
             _key(one),
             stored_time(one.created),
@@ -124,6 +125,10 @@ def add(connection: Connection, made: Sequence[Prediction], model_ids: Mapping[t
         )
         for one, stored in zip(made, logits, strict=True)
     ]
+
+
+def add(connection: Connection, rows: Sequence[PredictionRow]) -> None:
+    """Keep predictions; one that is there already stays as it is."""
     if rows:
         # Past SQLAlchemy's own handling of parameters, which costs as much as the database does.
         connection.exec_driver_sql(_compiled_add(connection.dialect), rows)
