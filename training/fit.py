@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def _fit(options: argparse.Namespace, progress: Progress, ranks: Ranks) -> int:
         f" {len(cut.holdout):,} held out, {len(dataset.test):,} to test; {plan.network} on {device.type}"
     )
     check_room(plan.network, len(dataset.class_labels), (run_folder, out.parent))
+    if device.type == "cpu":
+        _warn_of_busy_cores(progress)
     result = train(
         plan,
         dataset,
@@ -122,6 +125,16 @@ def _plan(options: argparse.Namespace) -> Plan:
         loss_options=loss_options,
         head=options.head,
     )
+
+
+def _warn_of_busy_cores(progress: Progress) -> None:
+    """Say so where threads would wait for cores: the slowest of them holds up every operation."""
+    threads, cores, load = torch.get_num_threads(), len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    if threads > 1 and load > cores - threads + 0.5:
+        progress.say(
+            f"other work keeps {load:.1f} of {cores} cores busy: {threads} threads beside it may be slower"
+            " than one (OMP_NUM_THREADS=1)"
+        )
 
 
 def _absolute(path: Path | None) -> str | None:

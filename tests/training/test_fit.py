@@ -305,6 +305,19 @@ def test_a_disk_that_is_too_small_is_refused_before_the_images_are_read(tiny_com
     assert "has 1 MiB left; the checkpoints and the bundle of this run need" in line
 
 
+@pytest.mark.parametrize(("threads", "load", "warned"), [(4, 3.0, True), (4, 0.2, False), (1, 9.0, False)])
+def test_a_run_of_several_threads_on_busy_cores_says_that_one_may_be_faster(
+    tiny_command, tmp_path, monkeypatch, capsys, threads, load, warned
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    (tmp_path / "runs" / "tiny" / "lock").mkdir()  # it ends before the first step
+    assert main(tiny_command) == 2
+    assert ("OMP_NUM_THREADS=1" in capsys.readouterr().err) == warned
+
+
 def test_two_processes_cannot_train_in_one_folder(tiny_command, tmp_path, capsys):
     run = tmp_path / "runs" / "tiny"
     run.mkdir(parents=True)
