@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
+    from service.adapters.request_log import RequestLog
     from service.core.models import LoadedModel, Models
     from service.settings import Settings
 
@@ -88,9 +89,12 @@ Every answer carries `X-Request-Id`. Whatever is refused is an RFC 9457 problem 
 _log = logging.getLogger("tare.app")
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Return the application. Its lifespan opens the parts and closes them; StartError if it cannot."""
-    telemetry = Telemetry()
+def create_app(settings: Settings, request_log: RequestLog | None = None) -> FastAPI:
+    """Return the application. Its lifespan opens the parts and closes them; StartError if it cannot.
+
+    Every request has a line in `request_log`, where there is one.
+    """
+    telemetry = Telemetry(request_log)
     app = FastAPI(
         title="Tare",
         version=_version(),

@@ -24,7 +24,7 @@ def read_cifar(name: str, data_dir: Path | None, profile: str, imbalance_ratio: 
         "cifar10-lt": torchvision.datasets.CIFAR10,
         "cifar100-lt": torchvision.datasets.CIFAR100,
     }[name]
-    root = _cache_folder() if data_dir is None else existing_folder(data_dir, "--data-dir")
+    root = cache_folder() if data_dir is None else existing_folder(data_dir, "--data-dir")
     try:
         # torchvision prints its progress to stdout, which is kept for results
         with contextlib.redirect_stdout(sys.stderr):
@@ -53,5 +53,6 @@ def read_cifar(name: str, data_dir: Path | None, profile: str, imbalance_ratio: 
     )
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Return the folder that data is looked for in, and downloaded to, where none is named."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tare" / "data"

@@ -1,4 +1,4 @@
-"""What the two commands share: refusals of one line, and a look at --out before the work begins."""
+"""What the commands share: refusals of one line, and a look at --out before the work begins."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from bundle import files
 from training.exceptions import RunError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -20,6 +21,18 @@ class OneLineParser(argparse.ArgumentParser):
         """Print the line and exit with code 2."""
         print(f"{self.prog}: {message}", file=sys.stderr)
         raise SystemExit(2)
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """Return the type of an option that is a whole number from `smallest` on."""
+
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < smallest:
+            raise argparse.ArgumentTypeError(f"must be at least {smallest}, not {value}")
+        return value
+
+    return whole_number
 
 
 def check_out(out: Path, *, force: bool) -> None:

@@ -3,8 +3,8 @@
 import argparse
 import dataclasses
 import math
+import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from training import checkpoint as checkpoints
 from training.bundling import write_bundle
 from training.checkpoint import Checkpoint, Plan, Source
-from training.commands import OneLineParser, check_out
+from training.commands import OneLineParser, at_least, check_out
 from training.data import PROFILES, split
 from training.exceptions import RunError, TrainingError
 from training.loop import choose_device
@@ -68,6 +68,8 @@ def _fit(options: argparse.Namespace, given: set[str], progress: Progress, ranks
     if backbone is not None and dataset.fingerprint() != backbone.data_fingerprint:
         raise RunError(f"--backbone {options.backbone} was trained on other images or labels than those here")
     check_room(plan.network, len(dataset.class_labels), (run_folder, out.parent))
+    if device.type == "cpu":
+        _warn_of_busy_cores(progress)
     result = train(
         plan,
         dataset,
@@ -135,6 +137,16 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
 
 
+def _warn_of_busy_cores(progress: Progress) -> None:
+    """Say so where threads would wait for cores: the slowest of them holds up every operation."""
+    threads, cores, load = torch.get_num_threads(), len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    if threads > 1 and load > cores - threads + 0.5:
+        progress.say(
+            f"other work keeps {load:.1f} of {cores} cores busy: {threads} threads beside it may be slower"
+            " than one (OMP_NUM_THREADS=1)"
+        )
+
+
 def _backbone(path: Path) -> Checkpoint:
     return checkpoints.load(path / checkpoints.FILE if path.is_dir() else path)
 
@@ -199,12 +211,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--imbalance-ratio", type=float, default=100.0, help="largest over smallest class (default 100)")
     add(
         "--image-size",
-        type=_at_least(1),
+        type=at_least(1),
         help="side in pixels that images in files are brought to (default: the network's own)",
     )
     add(
         "--workers",
-        type=_at_least(0),
+        type=at_least(0),
         help="processes that decode images in files (default: one a core, at most 16; 0: none but this one)",
     )
     add("--holdout", type=float, default=0.1, help="share held out for tau and temperature (default 0.1)")
@@ -214,9 +226,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_second_stage(parser)
     add("--recipe", choices=list(RECIPES), help=f"default {FAST.name}, {SECOND_STAGE.name} with --backbone")
     add("--optimizer", choices=OPTIMIZERS, help="instead of the recipe's; adam peaks at a rate of 1e-3")
-    add("--epochs", type=_at_least(1), help="passes over the data (default: the recipe's)")
-    add("--steps", type=_at_least(1), help="batches, instead of --epochs")
-    add("--seed", type=_at_least(0), default=0, help="default %(default)s")
+    add("--epochs", type=at_least(1), help="passes over the data (default: the recipe's)")
+    add("--steps", type=at_least(1), help="batches, instead of --epochs")
+    add("--seed", type=at_least(0), default=0, help="default %(default)s")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default %(default)s")
     add(
         "--checkpoint-every",
@@ -264,16 +276,6 @@ def _add_loss_options(parser: argparse.ArgumentParser) -> None:
         choices=list(HEADS),
         help="normalised: class weights of norm 1 (ldam: cosine)",
     )
-
-
-def _at_least(smallest: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        value = int(text)
-        if value < smallest:
-            raise argparse.ArgumentTypeError(f"must be at least {smallest}, not {value}")
-        return value
-
-    return whole_number
 
 
 def _seconds(text: str) -> float:

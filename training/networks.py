@@ -57,7 +57,7 @@ class CifarResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (B, n_classes)."""
-        features: Tensor = self.blocks(functional.relu(self.stem_norm(self.stem(images))))
+        features: Tensor = self.blocks(functional.relu_(self.stem_norm(self.stem(images))))
         logits: Tensor = self.head(features.mean((2, 3)))
         return logits
 
@@ -75,13 +75,15 @@ class _BasicBlock(nn.Module):
         self.new_channels = width - channels
 
     def forward(self, features: Tensor) -> Tensor:
-        out = functional.relu(self.first_norm(self.first(features)))
+        # In place: normalisation keeps its input, not its output, so nothing is lost and memory is spared.
+        out = functional.relu_(self.first_norm(self.first(features)))
         out = self.second_norm(self.second(out))
-        if self.stride == 1:
-            return functional.relu(out + features)
-        shortcut = features[:, :, :: self.stride, :: self.stride]
-        half = self.new_channels // 2
-        return functional.relu(out + functional.pad(shortcut, (0, 0, 0, 0, half, self.new_channels - half)))
+        shortcut = features
+        if self.stride != 1:
+            half = self.new_channels // 2
+            strided = features[:, :, :: self.stride, :: self.stride]
+            shortcut = functional.pad(strided, (0, 0, 0, 0, half, self.new_channels - half))
+        return functional.relu_(out.add_(shortcut))
 
 
 class NormalisedLinear(nn.Linear):

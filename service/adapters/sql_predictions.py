@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from sqlalchemy import ColumnElement, Select, func, select, true, tuple_
+from sqlalchemy import ColumnElement, Select, bindparam, func, select, true, tuple_
 
 from service.adapters.sql_tables import (
     label_history,
@@ -42,14 +44,15 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from numpy.typing import NDArray
-    from sqlalchemy import Connection, Row
+    from sqlalchemy import Connection, Dialect, Row
 
     from service.core.records import StoredLogits
 
 _BLOCK_ROWS: Final = 8192
 _BLOCK_BYTES: Final = 8 << 20
-_ADD: Final = insert(predictions).on_conflict_do_nothing(index_elements=["id"])
+_ROWS_AT_ONCE: Final = 16
 
+PredictionRow = tuple[Any, ...]  # the columns of `predictions`, in their order
 Place = tuple[int, bytes]  # where a block ended: time and id of its last prediction
 
 
@@ -104,27 +107,47 @@ def versions(connection: Connection, name: str) -> list[ModelVersion]:
     ]
 
 
-def add(connection: Connection, made: Sequence[Prediction], model_ids: Mapping[tuple[str, str], int]) -> None:
-    """Keep predictions; one that is there already stays as it is."""
-    rows = [
-        {
-            "id": _key(one),
-            "created": stored_time(one.created),
-            "model_version_id": model_ids[one.model_name, one.model_version],
-            "method": one.method,
-            "tau": one.tau,
-            "temperature": one.temperature,
-            "prior_name": one.prior_name,
-            "prior_version": one.prior_version,
-            "decided": one.decision.top[0].index,
-            "top": stored_ranks(one.decision.top),
-            "unadjusted": stored_ranks((one.decision.unadjusted,)),
-            "logits": stored_logits(one.decision.logits),
-        }
-        for one in made
+def rows_of(made: Sequence[Prediction], model_ids: Mapping[tuple[str, str], int]) -> list[PredictionRow]:
+    """Return predictions as `add` takes them. Raises KeyError for a model version that is not registered."""
+    logits = stored_logits([one.decision.logits for one in made])
+    return [
+        (
+            _key(one),
+            stored_time(one.created),
+            model_ids[one.model_name, one.model_version],
+            one.method,
+            one.tau,
+            one.temperature,
+            one.prior_name,
+            one.prior_version,
+            one.decision.top[0].index,
+            stored_ranks(one.decision.top),
+            stored_ranks((one.decision.unadjusted,)),
+            stored,
+        )
+        for one, stored in zip(made, logits, strict=True)
     ]
-    if rows:
-        connection.execute(_ADD, rows)
+
+
+def add(connection: Connection, rows: Sequence[PredictionRow]) -> None:
+    """Keep predictions; one that is there already stays as it is."""
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        block = rows[start : start + _ROWS_AT_ONCE]
+        # Past SQLAlchemy's own handling of parameters, which costs as much as the database does, and many
+        # rows in one statement, since after each the thread has to wait for the interpreter again.
+        statement = _compiled_add(connection.dialect, len(block))
+        connection.exec_driver_sql(statement, tuple(chain.from_iterable(block)))
+
+
+@cache
+def _compiled_add(dialect: Dialect, n_rows: int) -> str:
+    """Return the statement that adds so many rows of `predictions`, for values in its columns' order."""
+    names = [column.name for column in predictions.columns]
+    values: list[dict[str, Any]] = [
+        {name: bindparam(f"{name}_{row}") for name in names} for row in range(n_rows)
+    ]
+    statement = insert(predictions).values(values).on_conflict_do_nothing(index_elements=["id"])
+    return str(statement.compile(dialect=dialect))
 
 
 def find(connection: Connection, prediction_id: UUID) -> StoredPrediction | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import struct
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -25,7 +27,7 @@ from sqlalchemy import (
 from service.core.records import Ranked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -121,7 +123,7 @@ probes = Table(
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-_RANK: Final = struct.Struct("<idd")
+_RANK: Final = "idd"
 _FLOAT16_MAX: Final = 65504.0
 
 
@@ -155,10 +157,23 @@ def read_counts(stored: bytes) -> NDArray[np.int64]:
     return np.frombuffer(stored, dtype="<i8")
 
 
-def stored_logits(values: NDArray[np.float32]) -> bytes:
-    """Return (L,) as float16, or whole as float32 where that has no place for one of them."""
-    held = np.abs(values).max() <= _FLOAT16_MAX
-    return values.astype("<f2" if held else "<f4").tobytes()
+def stored_logits(rows: Sequence[NDArray[np.float32]]) -> list[bytes]:
+    """Return each (L,) as float16, or whole as float32 where that has no place for one of them.
+
+    Rows of the same length are turned in one go.
+    """
+    if not rows:
+        return []
+    if len({len(row) for row in rows}) > 1:
+        return [stored for row in rows for stored in stored_logits([row])]
+    values = np.stack(rows)
+    held = (np.abs(values).max(axis=1) <= _FLOAT16_MAX).tolist()
+    with np.errstate(over="ignore"):  # in rows that are stored whole
+        halves = values.astype("<f2")
+    return [
+        (half if fits else row.astype("<f4")).tobytes()
+        for half, row, fits in zip(halves, values, held, strict=True)
+    ]
 
 
 def read_logits(stored: Iterable[bytes], n_classes: int) -> StoredLogits:
@@ -175,17 +190,24 @@ def read_logits(stored: Iterable[bytes], n_classes: int) -> StoredLogits:
     )
 
 
-def stored_ranks(ranks: Iterable[Ranked]) -> bytes:
-    """Return index, score and probability (NaN for none) of each class, to the last bit as served."""
-    return b"".join(
-        _RANK.pack(rank.index, rank.score, math.nan if rank.probability is None else rank.probability)
-        for rank in ranks
-    )
+def stored_ranks(ranks: Sequence[Ranked]) -> bytes:
+    """Return index, score and probability (NaN for none) of each class, to the last bit as served.
+
+    Either all of them have a probability or none.
+    """
+    if ranks[0].probability is None:
+        ranks = [rank._replace(probability=math.nan) for rank in ranks]
+    return _packing(len(ranks)).pack(*chain.from_iterable(ranks))
+
+
+@cache
+def _packing(n_ranks: int) -> struct.Struct:
+    return struct.Struct("<" + _RANK * n_ranks)
 
 
 def read_ranks(stored: bytes) -> tuple[Ranked, ...]:
     """Return the classes that `stored_ranks` stored."""
     return tuple(
         Ranked(index, score, None if math.isnan(probability) else probability)
-        for index, score, probability in _RANK.iter_unpack(stored)
+        for index, score, probability in _packing(1).iter_unpack(stored)
     )

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import orjson
 from prometheus_client import (
@@ -23,75 +23,60 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+
+from service.core.records import Stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client.metrics_core import Metric
 
+    from service.adapters.request_log import Answered, RequestLog
     from service.core.batcher import BatchReport
-    from service.core.records import PriorVersion, Receipt, Stages
+    from service.core.records import PriorVersion, Receipt
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 _request_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
-_log = logging.getLogger("tare.requests")
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _COMMIT_SECONDS: Final = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _STAGE_SECONDS: Final = (
     *(0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
 )
-_STAGES: Final = ("queue", "decode", "infer", "store", "total")  # the fields of Stages, in their order
 _SHED: Final = ("queue-full", "store-behind")
 _DROPPED: Final = ("deadline", "client-left")
-_PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _IMAGES: Final = (1, 2, 4, 8, 16, 32, 64)
 
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nothing here reads
 
 
-class Answered(Protocol):
-    """A request and what became of it; `code` is its problem's, None for a success."""
-
-    @property
-    def method(self) -> str: ...  # noqa: D102
-    @property
-    def route(self) -> str: ...  # noqa: D102
-    @property
-    def status(self) -> int: ...  # noqa: D102
-    @property
-    def seconds(self) -> float: ...  # noqa: D102
-    @property
-    def code(self) -> str | None: ...  # noqa: D102
-
-
 class Telemetry:
     """The metrics of one application. Its methods are told what happened; they neither block nor raise."""
 
-    def __init__(self) -> None:
+    def __init__(self, request_log: RequestLog | None = None) -> None:
+        """Without `request_log` no request has a line in the log."""
+        self._request_log = request_log
         registry = CollectorRegistry()
         self.registry = registry
         ProcessCollector(registry=registry)
-        self._requests = Counter(
-            "tare_requests", "Requests answered.", ["route", "method", "status"], registry=registry
-        )
-        self._request_seconds = Histogram(
+        self._requests = _QuickCounter("tare_requests", "Requests answered.", ["route", "method", "status"])
+        registry.register(self._requests)
+        self._request_seconds = _QuickHistogram(
             "tare_request_seconds",
             "Time from a request's first byte to its answer's last.",
             ["route"],
-            buckets=_SECONDS,
-            registry=registry,
+            _SECONDS,
         )
+        registry.register(self._request_seconds)
         self._problems = Counter(
             "tare_problems", "Requests answered with a problem, by its code.", ["code"], registry=registry
         )
-        self._predictions = Counter(
-            "tare_predictions", "Images decided.", ["model", "method"], registry=registry
-        )
+        self._predictions = _QuickCounter("tare_predictions", "Images decided.", ["model", "method"])
+        registry.register(self._predictions)
         self._batch_images = Histogram(
             "tare_batch_images", "Images in one engine run.", ["model"], buckets=_IMAGES, registry=registry
         )
@@ -131,8 +116,14 @@ class Telemetry:
             ["model", "reason"],
             registry=registry,
         )
-        self._stages = _StageSeconds()
-        registry.register(self._stages)
+        self._stage_seconds = _QuickHistogram(
+            "tare_stage_seconds",
+            "Time of a request for predictions in each stage, by the batch that completed it.",
+            ["model", "stage"],
+            _STAGE_SECONDS,
+        )
+        self._stage_keys: dict[str, list[tuple[str, str]]] = {}
+        registry.register(self._stage_seconds)
         self._held = Gauge("tare_held_body_bytes", "Bytes of request bodies in memory.", registry=registry)
         self._feedback = Counter(
             "tare_feedback", "Feedback items, by what became of them.", ["outcome"], registry=registry
@@ -162,27 +153,19 @@ class Telemetry:
             self._feedback.labels(outcome)
 
     def answered(self, exchange: Answered) -> None:
-        """Count a request and log it; probes and scrapes only where the log is at its finest."""
-        self._requests.labels(exchange.route, exchange.method, str(exchange.status)).inc()
-        self._request_seconds.labels(exchange.route).observe(exchange.seconds)
+        """Count a request and log it. On the event loop's thread alone."""
+        self._requests.inc((exchange.route, exchange.method, exchange.status))
+        self._request_seconds.observe((exchange.route,), exchange.seconds)
         if exchange.code is not None:
             self._problems.labels(exchange.code).inc()
-        level = logging.DEBUG if exchange.route in _PROBES else logging.INFO
-        if _log.isEnabledFor(level):
-            fields: dict[str, object] = {
-                "method": exchange.method,
-                "route": exchange.route,
-                "status": exchange.status,
-                "ms": round(exchange.seconds * 1000, 2),
-            }
-            if exchange.code is not None:
-                fields["code"] = exchange.code
-            _log.log(level, "answered", extra={"fields": fields})
+        if self._request_log is not None:
+            self._request_log.add(exchange)
 
     def predicted(self, model: str, method: str, images: int, stages: Stages) -> None:
         """A request's images were decided and recorded. On the event loop's thread alone."""
-        self._predictions.labels(model, method).inc(images)
-        self._stages.observe(model, stages)
+        self._predictions.inc((model, method), images)
+        for key, seconds in zip(self._stage_keys[model], stages, strict=True):
+            self._stage_seconds.observe(key, seconds)
 
     def shed(self, model: str, reason: str) -> None:
         """A request was refused because there is too much to do."""
@@ -217,11 +200,13 @@ class Telemetry:
     def model_loaded(self, model: str, version: str, provider: str, default: bool) -> None:
         """A bundle was loaded."""
         self._models.labels(model, version, provider, str(default).lower()).set(1)
-        self._predictions.labels(model, "logit-adjustment")
-        self._predictions.labels(model, "none")
+        self._predictions.inc((model, "logit-adjustment"), 0)
+        self._predictions.inc((model, "none"), 0)
         self._batch_images.labels(model)
         self._engine_seconds.labels(model)
-        self._stages.add(model)
+        self._stage_keys[model] = [(model, field.removesuffix("_s")) for field in Stages._fields]
+        for key in self._stage_keys[model]:
+            self._stage_seconds.show(key)
         for reason in _SHED:
             self._shed.labels(model, reason)
         for reason in _DROPPED:
@@ -270,37 +255,57 @@ class _PriorsInForce(Collector):
         yield family
 
 
-class _StageSeconds(Collector):
-    """Histograms of every stage of a request, at a tenth of the library's cost: one thread alone observes."""
+class _QuickCounter(Collector):
+    """A counter at a tenth of the library's cost, because one thread alone counts."""
 
-    def __init__(self) -> None:
-        self._counts: dict[str, list[list[int]]] = {}
-        self._sums: dict[str, list[float]] = {}
+    def __init__(self, name: str, what: str, labels: list[str]) -> None:
+        self._name = name
+        self._what = what
+        self._labels = labels
+        self._counts: dict[tuple[object, ...], int] = {}
 
-    def add(self, model: str) -> None:
-        """Show a model from the start, with nothing in it."""
-        self._counts[model] = [[0] * (len(_STAGE_SECONDS) + 1) for _ in _STAGES]
-        self._sums[model] = [0.0] * len(_STAGES)
-
-    def observe(self, model: str, stages: Stages) -> None:
-        """Count one request."""
-        counts, sums = self._counts[model], self._sums[model]
-        for place, seconds in enumerate(stages):
-            counts[place][bisect_left(_STAGE_SECONDS, seconds)] += 1
-            sums[place] += seconds
+    def inc(self, key: tuple[object, ...], by: int = 1) -> None:
+        """Count under these labels."""
+        self._counts[key] = self._counts.get(key, 0) + by
 
     def collect(self) -> Iterator[Metric]:
-        family = HistogramMetricFamily(
-            "tare_stage_seconds",
-            "Time of a /predict request in each stage, by the batch that completed it; total is their sum.",
-            labels=["model", "stage"],
-        )
-        bounds = [*(str(bound) for bound in _STAGE_SECONDS), "+Inf"]
-        for model, counts in self._counts.items():
-            for stage, inside, total in zip(_STAGES, counts, self._sums[model], strict=True):
-                family.add_metric(
-                    [model, stage], list(zip(bounds, accumulate(inside), strict=True)), sum_value=total
-                )
+        family = CounterMetricFamily(self._name, self._what, labels=self._labels)
+        for key, value in list(self._counts.items()):
+            family.add_metric([str(part) for part in key], value)
+        yield family
+
+
+class _QuickHistogram(Collector):
+    """A histogram of the same kind."""
+
+    def __init__(self, name: str, what: str, labels: list[str], bounds: tuple[float, ...]) -> None:
+        self._name = name
+        self._what = what
+        self._labels = labels
+        self._bounds = bounds
+        self._counts: dict[tuple[str, ...], list[int]] = {}
+        self._sums: dict[tuple[str, ...], float] = {}
+
+    def show(self, key: tuple[str, ...]) -> None:
+        """Show these labels from now on, also while nothing is observed."""
+        self._sums[key] = 0.0
+        self._counts[key] = [0] * (len(self._bounds) + 1)
+
+    def observe(self, key: tuple[str, ...], value: float) -> None:
+        """Count one value under these labels."""
+        counts = self._counts.get(key)
+        if counts is None:
+            self.show(key)
+            counts = self._counts[key]
+        counts[bisect_left(self._bounds, value)] += 1
+        self._sums[key] += value
+
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(self._name, self._what, labels=self._labels)
+        bounds = [*(str(bound) for bound in self._bounds), "+Inf"]
+        for key, counts in list(self._counts.items()):
+            buckets = list(zip(bounds, accumulate(counts), strict=True))
+            family.add_metric(list(key), buckets, sum_value=self._sums[key])
         yield family
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import secrets
 import time
-import uuid
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from itertools import count
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
@@ -25,11 +25,13 @@ _ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+/=@-]{0,127}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 CLIENT_LEFT: Final = 499  # never sent: the log's word for a client that hung up first
 
+_PREFIX: Final = secrets.token_hex(12)  # this process's own; a number makes it a request's
+_NUMBERS: Final = count()
+
 _log = logging.getLogger("tare.requests")
 
 
-@dataclass(frozen=True)
-class Exchange:
+class Exchange(NamedTuple):
     """One request and what became of it; `code` is the problem's, None for a success."""
 
     request_id: str
@@ -120,4 +122,4 @@ def request_id(given: str | None) -> str:
     """Return the client's own id where it is sane, else a new one."""
     if given is not None and _ACCEPTED_ID.fullmatch(given):
         return given
-    return uuid.uuid4().hex
+    return f"{_PREFIX}{next(_NUMBERS):08x}"

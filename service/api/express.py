@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -60,8 +59,7 @@ _log = logging.getLogger("tare.requests")
 Headers = list[tuple[bytes, bytes]]
 
 
-@dataclass(frozen=True)
-class Plain:
+class Plain(NamedTuple):
     """What the head of a plain request asks for."""
 
     model: LoadedModel
@@ -273,6 +271,7 @@ class ExpressCycle:
         self.response_complete = True
         self._express.intake.held_bytes -= self._size
         self._chunks = []
+        self._underway = None  # which holds `_done`: let go of, neither is left for the garbage collector
         plain = self._plain
         self._express.report(
             Exchange(plain.request_id, "POST", ROUTE, status, time.perf_counter() - plain.arrived, code)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.api.envelope import request_id
 from service.api.express import ExpressCycle
 from service.api.problems import MEDIA_TYPE, problem
 
@@ -59,16 +59,23 @@ class Protocol(HttpToolsProtocol):
             self._plain.await_body(self.loop)
 
     def on_message_begin(self) -> None:
-        """Take what comes for a head."""
-        super().on_message_begin()
+        """Take what comes for a head. What only ASGI needs is made once it is known to go there."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._in_head = True
         self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
         """Hand the request over."""
         self._head_is_over()
-        if self._express is None or not self._is_next() or not self._take_plain(self._express):
-            super().on_headers_complete()
+        if self._express is not None and self._is_next() and self._take_plain(self._express):
+            return
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers += headers
+        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Hand over a piece of the body."""
@@ -96,7 +103,7 @@ class Protocol(HttpToolsProtocol):
         head = (
             "HTTP/1.1 400 Bad Request\r\n"
             f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(answer.body)}\r\n"
-            f"x-request-id: {uuid.uuid4().hex}\r\nconnection: close\r\n\r\n"
+            f"x-request-id: {request_id(None)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + bytes(answer.body))
         self.transport.close()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from itertools import islice, repeat
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from service.core.ports import EngineError
 from service.core.records import Decision, Ranked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 _FLOAT32_SPAN: Final = 1e30
 
 
-@dataclass(frozen=True, eq=False)
-class QueuedImage:
+class QueuedImage(NamedTuple):
     """An image as it waits: its bytes as they came, and what its request asks of it.
 
     An array is taken for what decoding would give, of the shape and type that the engine takes.
@@ -38,8 +37,7 @@ class QueuedImage:
     top_k: int
 
 
-@dataclass(frozen=True, eq=False)
-class ReadyImage:
+class ReadyImage(NamedTuple):
     """A decoded image: pixels uint8 (H, W, C), or a row of what else the engine takes."""
 
     pixels: NDArray[Any]
@@ -80,7 +78,7 @@ class Decider:
         factors, offsets = _table(distinct)
         try:
             out = self._engine.run(
-                np.stack([image.pixels for image in batch]),
+                _stacked([image.pixels for image in batch]),
                 offsets,
                 np.array([row_of[id(image.adjustment)] for image in batch], dtype=np.int64),
                 max(image.top_k for image in batch),
@@ -89,18 +87,21 @@ class Decider:
             )
         except EngineError as failure:
             raise Unavailable("engine-failed", f"The engine failed: {failure}.") from failure
-        finite = np.all(np.isfinite(out.logits), axis=1)
+        finite: list[bool] = np.all(np.isfinite(out.logits), axis=1).tolist()
         with np.errstate(invalid="ignore", over="ignore"):  # in rows that become no decision, or no share
             shares = np.exp(out.scores / self._temperature - out.log_partition[:, None])
             plain = np.exp(out.unadjusted_score / self._temperature - out.unadjusted_log_partition)
         unadjusted = _ranked(out.unadjusted_index, out.unadjusted_score, plain)
+        # Lists once for the batch: a row of an array costs more to come by than all that is done with it.
+        indices, scores, probabilities = out.indices.tolist(), out.scores.tolist(), _at_most_one(shares)
 
-        def top(i: int, image: ReadyImage) -> list[Ranked]:
+        def top(i: int, image: ReadyImage) -> Iterable[Ranked]:
+            k = image.top_k
             if image.adjustment.factor is None:
-                return _ranked(out.indices[i], out.scores[i], shares[i])
+                return map(Ranked, indices[i][:k], scores[i][:k], probabilities[i][:k])
             if _fits_float32(image.adjustment):
                 return _ranked(out.indices[i], out.scores[i])
-            return _best(out.logits[i : i + 1].astype(np.float64), image.adjustment, image.top_k)[0]
+            return _best(out.logits[i : i + 1].astype(np.float64), image.adjustment, k)[0]
 
         return [
             Decision(_cut(top(i, image), image.top_k), unadjusted[i], out.logits[i])
@@ -187,22 +188,32 @@ def _best(values: NDArray[np.float64], adjustment: Adjustment, top_k: int) -> li
     ]
 
 
+def _stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return what np.stack does, which lets go of the interpreter for every single array."""
+    first = arrays[0]
+    joined = b"".join([array.data if array.flags.c_contiguous else array.tobytes() for array in arrays])
+    return np.frombuffer(joined, dtype=first.dtype).reshape(len(arrays), *first.shape)
+
+
 def _ranked(
     indices: NDArray[np.integer],
     scores: NDArray[np.floating],
     shares: NDArray[np.floating] | None = None,
 ) -> list[Ranked]:
-    """Return classes as they are answered; rounding may not take a probability past one."""
-    if shares is None:
-        return [
-            Ranked(index, score, None) for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
-        ]
-    return [
-        Ranked(index, score, min(share, 1.0))
-        for index, score, share in zip(indices.tolist(), scores.tolist(), shares.tolist(), strict=True)
-    ]
+    """Return classes as they are answered."""
+    probabilities = repeat(None) if shares is None else _at_most_one(shares)
+    return list(map(Ranked, indices.tolist(), scores.tolist(), probabilities))
 
 
-def _cut(ranked: list[Ranked], top_k: int) -> tuple[Ranked, ...]:
+def _at_most_one(shares: NDArray[np.floating]) -> list[Any]:
+    """Return probabilities as nested lists; rounding may not take one past 1."""
+    probabilities: list[Any] = np.minimum(shares, 1.0).tolist()
+    return probabilities
+
+
+def _cut(ranked: Iterable[Ranked], top_k: int) -> tuple[Ranked, ...]:
     """Leave out what lies beyond top_k and what the target prior rules out (the score is -inf)."""
-    return tuple(entry for entry in ranked[:top_k] if entry.score > -np.inf)
+    top = tuple(islice(ranked, top_k))
+    if top[-1].score > -np.inf:  # best first
+        return top
+    return tuple(entry for entry in top if entry.score > -np.inf)

@@ -124,10 +124,9 @@ class StoreContract:
 
     def test_scores_that_stand_for_no_probability_are_read_back_without_one(self, store, tiny):
         made = prediction(tiny)
-        top = tuple(replace(ranked, probability=None) for ranked in made.decision.top)
-        made = replace(
-            made, method="weight-normalisation", decision=replace(made.decision, top=top), prior_name=None
-        )
+        top = tuple(ranked._replace(probability=None) for ranked in made.decision.top)
+        decision = made.decision._replace(top=top)
+        made = made._replace(method="weight-normalisation", decision=decision, prior_name=None)
         run(store.record([made]))
         assert run(store.prediction(made.id)).prediction.decision.top == top
 
@@ -387,7 +386,7 @@ class StoreContract:
         self, store, tiny
     ):
         good = [prediction(tiny) for _ in range(50)]
-        bad = replace(prediction(tiny), model_version="f" * 16)
+        bad = prediction(tiny)._replace(model_version="f" * 16)
 
         async def together() -> list[Any]:
             work = [store.record([one]) for one in (*good[:25], bad, *good[25:])]

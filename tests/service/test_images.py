@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -45,6 +46,36 @@ def exif(orientation):
     return block
 
 
+def with_chunk(png, name, content, *, before=b"IDAT"):
+    """The PNG with one more chunk."""
+    chunk = len(content).to_bytes(4) + name + content + zlib.crc32(name + content).to_bytes(4)
+    place = png.index(before) - 4
+    return png[:place] + chunk + png[place:]
+
+
+def interlaced(width, height):
+    """An interlaced PNG of one colour: Pillow writes none."""
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([8, 2, 0, 0, 1])
+    passes = [
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ]
+    rows = b""
+    for left, top, across, down in passes:
+        columns = len(range(left, width, across))
+        if columns:
+            rows += (b"\0" + bytes([10, 20, 30]) * columns) * len(range(top, height, down))
+    start = b"\x89PNG\r\n\x1a\n\0\0\0\0IEND" + zlib.crc32(b"IEND").to_bytes(4)
+    for name, content in ((b"IHDR", header), (b"IDAT", zlib.compress(rows))):
+        start = with_chunk(start, name, content, before=b"IEND")
+    return start
+
+
 def sixteen_bit(kind):
     values = RNG.integers(0, 65536, (61, 90), dtype=np.uint16)
     return encoded(kind, "I;16", Image.fromarray(values))
@@ -66,11 +97,27 @@ FAST = {
     "JPEG of two pictures": encoded("MPO", save_all=True, append_images=[NOISE.rotate(180)]),
     "JPEG of one pixel": encoded("JPEG", image=NOISE.resize((1, 1))),
 }
+FAST_PNG = {
+    "PNG": encoded("PNG"),
+    "PNG in many chunks": encoded("PNG", image=NOISE.resize((900, 610)), compress_level=0),
+    "PNG with a density": encoded("PNG", dpi=(72, 72)),
+    "PNG of one pixel": encoded("PNG", image=NOISE.resize((1, 1))),
+    **{f"PNG packed at level {level}": encoded("PNG", compress_level=level) for level in (0, 1, 9)},
+}
 SHARED = {
     **{f"JPEG turned by EXIF {n}": encoded("JPEG", exif=exif(n)) for n in range(1, 9)},
     "JPEG turned by XMP": encoded("JPEG", xmp=b'<x tiff:Orientation="6"/>'),
     "JPEG CMYK": encoded("JPEG", "CMYK"),
-    "PNG": encoded("PNG"),
+    "PNG interlaced": interlaced(90, 61),
+    "PNG with a clear colour": encoded("PNG", transparency=NOISE.getpixel((0, 0))),
+    "PNG turned by EXIF": encoded("PNG", exif=exif(6)),
+    "PNG with a text": with_chunk(FAST_PNG["PNG"], b"tEXt", b"Comment\0hello"),
+    "PNG with a text behind": with_chunk(FAST_PNG["PNG"], b"tEXt", b"Comment\0hello", before=b"IEND"),
+    "PNG with bytes behind it": FAST_PNG["PNG"] + b"more",
+    "PNG with a gap in its pixels": with_chunk(
+        FAST_PNG["PNG in many chunks"], b"tIME", bytes([7, 234, 1, 1, 0, 0, 0])
+    ),
+    "PNG animated": encoded("PNG", save_all=True, append_images=[NOISE.rotate(90)]),
     "PNG grey": encoded("PNG", "L"),
     "PNG grey with alpha": encoded("PNG", "LA"),
     "PNG with alpha": encoded("PNG", "RGBA"),
@@ -89,7 +136,9 @@ SHARED = {
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
-@pytest.mark.parametrize("data", [*FAST.values(), *SHARED.values()], ids=[*FAST, *SHARED])
+@pytest.mark.parametrize(
+    "data", [*FAST.values(), *FAST_PNG.values(), *SHARED.values()], ids=[*FAST, *FAST_PNG, *SHARED]
+)
 def test_every_mode_gives_the_pixels_of_the_shared_rules(data, spec):
     expected = preprocessing.decode(data, spec)
     found = images.pixels(data, spec)
@@ -98,15 +147,15 @@ def test_every_mode_gives_the_pixels_of_the_shared_rules(data, spec):
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("data", FAST.values(), ids=FAST)
-def test_plain_jpegs_take_the_fast_path(data, monkeypatch):
+@pytest.mark.parametrize("data", [*FAST.values(), *FAST_PNG.values()], ids=[*FAST, *FAST_PNG])
+def test_plain_files_take_the_fast_path(data, monkeypatch):
     monkeypatch.delattr(images, "decode")
     images.pixels(data, SAME_SIZE)
 
 
 @pytest.mark.parametrize("data", SHARED.values(), ids=SHARED)
 def test_all_else_goes_the_shared_way(data):
-    assert images._plain_jpeg(data) is None
+    assert images._fast(data, preprocessing.MAX_PIXELS) is None
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"hello world", b"%PDF-1.7", bytes(100)])
@@ -116,7 +165,7 @@ def test_bytes_that_are_no_image_are_an_unknown_format(data):
     assert refused.value.code == "unknown-image-format"
 
 
-@pytest.mark.parametrize("data", [FAST["JPEG 4:2:0"], FAST["JPEG progressive"], SHARED["PNG"]])
+@pytest.mark.parametrize("data", [FAST["JPEG 4:2:0"], FAST["JPEG progressive"], FAST_PNG["PNG"]])
 def test_an_image_cut_off_anywhere_is_undecodable(data):
     for end in (len(data) // 3, len(data) // 2, len(data) - 40):
         with pytest.raises(Invalid) as refused:
@@ -154,3 +203,48 @@ def test_a_damaged_jpeg_is_decoded_as_the_shared_rules_do_or_refused_as_they_do(
             np.testing.assert_array_equal(images.pixels(bytes(data), SAME_SIZE, max_pixels=10**6), expected)
             agreed += 1
     assert agreed > 20
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_damaged_png_is_decoded_as_the_shared_rules_do_or_refused_as_they_do():
+    rng = np.random.default_rng(8)
+    whole, agreed = FAST_PNG["PNG"], 0
+    for _ in range(300):
+        if rng.random() < 0.5:  # other filters and pixels, well packed
+            rows = bytearray(zlib.decompress(images._plain_png(whole)[1]))
+            for _ in range(3):
+                row = int(rng.integers(61)) * (1 + 3 * 90)
+                rows[row + int(rng.integers(2)) * int(rng.integers(270))] = int(rng.integers(8))
+            data = repacked(whole, zlib.compress(rows))
+        else:
+            data = bytearray(whole)
+            data[int(rng.integers(8, len(data)))] = rng.integers(0, 256)
+            if rng.random() < 0.7:  # with checksums that are right again, so that the damage goes deeper
+                data = mended(data)
+        try:
+            expected = preprocessing.decode(bytes(data), SAME_SIZE, max_pixels=10**6)
+        except preprocessing.ImageError:
+            with pytest.raises(Refusal):
+                images.pixels(bytes(data), SAME_SIZE, max_pixels=10**6)
+        else:
+            np.testing.assert_array_equal(images.pixels(bytes(data), SAME_SIZE, max_pixels=10**6), expected)
+            agreed += 1
+    assert 20 < agreed < 280
+
+
+def repacked(png, packed):
+    """The same header with other packed rows."""
+    end = png.index(b"IHDR") + 4 + 13 + 4
+    return with_chunk(png[:end] + png[-12:], b"IDAT", packed, before=b"IEND")
+
+
+def mended(data):
+    """The same chunks with right checksums, as far as the lengths lead."""
+    place = 8
+    while place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4])
+        if end > len(data):
+            break
+        data[end - 4 : end] = zlib.crc32(data[place + 4 : end - 4]).to_bytes(4)
+        place = end
+    return data

@@ -1,5 +1,6 @@
 """Images in files are decoded as for serving, by any number of workers, a few at a time."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -161,6 +162,26 @@ def test_the_memory_does_not_grow_with_the_number_of_images(tmp_path):
     streamed, decoded_mib, grown_mib = map(int, done.stdout.split())
     assert (streamed, decoded_mib) == (1568, 229)
     assert grown_mib < 50
+
+
+@pytest.mark.slow
+def test_workers_go_on_after_signals_that_are_meant_for_their_parent(files):
+    before = set(multiprocessing.active_children())
+    decoded = decode([Piece(files.paths([n])) for n in range(40)], SPEC, workers=1)
+    first = next(decoded)
+    (worker,) = set(multiprocessing.active_children()) - before
+    os.kill(worker.pid, signal.SIGINT)
+    os.kill(worker.pid, signal.SIGTERM)
+    rest = list(decoded)
+    np.testing.assert_array_equal(np.concatenate([first, *rest]), files.in_memory().images[:40])
+
+
+def test_ranks_on_one_machine_share_its_cores_and_each_has_a_worker(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    for ranks, expected in ((None, 12), ("4", 3), ("16", 1)):
+        if ranks is not None:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        assert image_files.default_workers() == expected
 
 
 def test_missing_files_are_counted_and_the_first_is_named(files):

@@ -1,4 +1,4 @@
-"""Trainings stored by what they train, so that tables and figures share them and none is trained twice.
+"""Trainings stored by what they train, so that tables and figures share them and nothing is trained twice.
 
 A run lies in runs/paper/KEY, where KEY digests its plan and its images. Beside the checkpoint stands
 `outcome.npz`: what the finished network says about held-out and test images, from which everything is drawn.
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from training import checkpoint as checkpoints
+from training.bundling import linear_head
 from training.checkpoint import Checkpoint, Plan, Source
 from training.data import Dataset, Split, split
 from training.evaluate import evaluate
@@ -42,13 +43,13 @@ class Outcome:
     holdout_labels: NDArray[np.int64]
     trained: NDArray[np.int64]  # images of each class that the weights saw, (L,)
     class_counts: NDArray[np.int64]  # images of each class in the whole training set, (L,)
-    norms: NDArray[np.float64]  # of each class's weights in the last layer, (L,)
-    biases: NDArray[np.float64]  # (L,), zeros where the last layer has none
+    norms: NDArray[np.float64]  # of each class's weights in a linear last layer, (L,); NaN for another
+    biases: NDArray[np.float64]  # of it, (L,)
     seconds: NDArray[np.float64]  # spent training, ()
 
 
 def run_key(plan: Plan, fingerprint: str) -> str:
-    """Return what names the run: it changes with all that changes the weights, not with where images lie.
+    """Return what names the run: all that changes the weights, but not where the images lie.
 
     Only what differs from a field's default is digested: a field added later leaves old runs findable.
     """
@@ -106,13 +107,14 @@ def _outcome(result: Checkpoint, dataset: Dataset, cut: Split, device: torch.dev
     trained = np.bincount(cut.trained.labels, minlength=n_classes)
     loss = make_loss(plan.loss, trained, plan.tau, device, options=plan.loss_options, head=plan.head)
     network = make_network(plan.network, n_classes, loss.head)
-    network.load_state_dict(result.network)
+    network.load_state_dict(result.weights)
     network.to(device)
     test, held = (
         evaluate(network, part, mean=result.mean, std=result.std, device=device)
         for part in (dataset.test, cut.holdout)
     )
-    weights, biases = _last_layer(result.network, n_classes)
+    head = linear_head(network)
+    nothing = np.full(n_classes, np.nan)
     return Outcome(
         test_logits=test,
         test_labels=dataset.test.labels,
@@ -120,18 +122,10 @@ def _outcome(result: Checkpoint, dataset: Dataset, cut: Split, device: torch.dev
         holdout_labels=cut.holdout.labels,
         trained=trained,
         class_counts=dataset.class_counts,
-        norms=np.linalg.norm(weights, axis=1),
-        biases=biases,
+        norms=nothing if head is None else head.norms,
+        biases=nothing if head is None else head.biases,
         seconds=np.array(result.seconds),
     )
-
-
-def _last_layer(state: dict[str, Any], n_classes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return weights (L, D) and biases (L,) of the layer that gives the logits."""
-    name = "head" if "head.weight" in state else "fc"
-    weights = state[f"{name}.weight"].double().cpu().numpy()
-    bias = state.get(f"{name}.bias")
-    return weights, np.zeros(n_classes) if bias is None else bias.double().cpu().numpy()
 
 
 def _write_outcome(outcome: Outcome, path: Path) -> None:

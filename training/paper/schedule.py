@@ -24,6 +24,7 @@ from training.loop import choose_device
 from training.paper.runs import RunStore
 from training.progress import Progress
 from training.run import Stopped
+from training.sharing import gpu_shared
 
 _SAY_EVERY_S = 60.0
 
@@ -58,7 +59,7 @@ def train_all(
     context = multiprocessing.get_context("spawn")
     at_once = min(at_once, len(jobs))
     threads = max(1, (os.cpu_count() or 1) // at_once)
-    with ProcessPoolExecutor(at_once, context, _begin, (threads,)) as pool:
+    with gpu_shared(), ProcessPoolExecutor(at_once, context, _begin, (threads,)) as pool:
         futures = [pool.submit(_run, job, runs, device, deadline) for job in jobs]
         try:
             return [future.result() for future in futures]
