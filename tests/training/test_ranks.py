@@ -43,7 +43,7 @@ def launch(tiny_files, folder):
     def start(name, *more, dies=(0, -1)):
         words = [
             *("--dataset", "npz", "--train-file", train, "--test-file", test, "--network", "resnet20"),
-            *("--steps", STEPS, "--device", "cpu", "--seed", SEED, "--loss", "balanced"),
+            *("--recipe", "cosine", "--steps", STEPS, "--device", "cpu", "--seed", SEED, "--loss", "balanced"),
             *("--runs", folder / name, "--out", folder / name / "models" / "tiny", *more),
         ]
         process = subprocess.Popen(
