@@ -261,16 +261,17 @@ def test_the_constant_k_is_no_input_any_more_and_shapes_follow_from_the_batch(gr
 
 
 def test_tensorrt_keeps_its_engines_by_network_and_runtime(graph, tmp_path):
-    options = onnx_session._tensorrt_options(graph, (1, 2, 16), tmp_path)
-    (folder,) = tmp_path.iterdir()
+    cache = tmp_path / "engines"
+    options = onnx_session._tensorrt_options(graph, (1, 2, 16), cache)
+    (folder,) = cache.iterdir()
     assert options["trt_engine_cache_path"] == str(folder)
     assert onnxruntime.__version__ in folder.name
     names = graph.inputs
     assert f"{names.pixels}:16x{tiny.SIZE}x{tiny.SIZE}x3" in options["trt_profile_max_shapes"]
     assert f"{names.offsets}:1x6" in options["trt_profile_min_shapes"]
     other = with_constant_top_k(graph, 3)
-    onnx_session._tensorrt_options(other, (1,), tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    onnx_session._tensorrt_options(other, (1,), cache)
+    assert len(list(cache.iterdir())) == 2
 
 
 SHIPPED = Path(__file__).parents[2] / "models" / "cifar100-lt-erm"
