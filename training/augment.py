@@ -191,5 +191,5 @@ def _blend(images: Tensor, operation: Tensor, factor: Tensor) -> Tensor:
 
 def _grey(images: Tensor) -> Tensor:
     """Return ITU-R 601 luma of (B, H, W, 3), float32 (B, H, W)."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device)
-    return (images.float() * weights).sum(3)
+    red, green, blue = images.float().unbind(3)
+    return 0.299 * red + 0.587 * green + 0.114 * blue

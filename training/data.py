@@ -19,6 +19,7 @@ from training.exceptions import DataError
 
 PROFILES = ("exp", "step")
 
+_LONGEST_LABEL = 1000  # in a manifest
 _STATISTICS_IMAGES, _STATISTICS_BLOCK = 50_000, 32
 
 
@@ -109,6 +110,10 @@ class Dataset:
     def __post_init__(self) -> None:
         if len(self.class_labels) < 2:
             raise DataError(f"{self.name}: a classifier needs at least two classes")
+        if len(set(self.class_labels)) < len(self.class_labels):
+            raise DataError(f"{self.name}: two classes have the same name")
+        if not all(1 <= len(label) <= _LONGEST_LABEL for label in self.class_labels):
+            raise DataError(f"{self.name}: a class's name has 1 to {_LONGEST_LABEL:,} characters")
         for index in np.flatnonzero(self.class_counts == 0):
             raise DataError(f"{self.name}: class '{self.class_labels[index]}' has no training image")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import struct
 from datetime import UTC, datetime, timedelta
+from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -121,7 +123,7 @@ probes = Table(
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-_RANK: Final = struct.Struct("<idd")
+_RANK: Final = "idd"
 _FLOAT16_MAX: Final = 65504.0
 
 
@@ -188,19 +190,24 @@ def read_logits(stored: Iterable[bytes], n_classes: int) -> StoredLogits:
     )
 
 
-def stored_ranks(ranks: Iterable[Ranked]) -> bytes:
-    """Return index, score and probability (NaN for none) of each class, to the last bit as served."""
-    return b"".join(
-        [
-            _RANK.pack(index, score, math.nan if probability is None else probability)
-            for index, score, probability in ranks
-        ]
-    )
+def stored_ranks(ranks: Sequence[Ranked]) -> bytes:
+    """Return index, score and probability (NaN for none) of each class, to the last bit as served.
+
+    Either all of them have a probability or none.
+    """
+    if ranks[0].probability is None:
+        ranks = [rank._replace(probability=math.nan) for rank in ranks]
+    return _packing(len(ranks)).pack(*chain.from_iterable(ranks))
+
+
+@cache
+def _packing(n_ranks: int) -> struct.Struct:
+    return struct.Struct("<" + _RANK * n_ranks)
 
 
 def read_ranks(stored: bytes) -> tuple[Ranked, ...]:
     """Return the classes that `stored_ranks` stored."""
     return tuple(
         Ranked(index, score, None if math.isnan(probability) else probability)
-        for index, score, probability in _RANK.iter_unpack(stored)
+        for index, score, probability in _packing(1).iter_unpack(stored)
     )

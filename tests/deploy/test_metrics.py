@@ -36,7 +36,7 @@ ADDED_BY_SCRAPING = {"job", "instance"}
 # A series in PromQL: a name, not followed by an argument list, with or without its selectors.
 SERIES = re.compile(r"\b([a-zA-Z_:][\w:]*)\b(?!\s*\()(?:\s*\{([^}]*)\})?")
 LABEL = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
-ONE_VALUE = re.compile(r'\b(route|outcome)="([^"]*)"')
+ONE_VALUE = re.compile(r'\b(route|outcome|stage)="([^"]*)"')
 GROUPING = re.compile(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)")
 PART_OF_HISTOGRAM = re.compile(r"_(bucket|sum|count)$")
 WORDS = {"and", "or", "unless", "by", "without", "on", "ignoring", "group_left", "group_right", "bool", "inf"}
@@ -213,7 +213,8 @@ def test_every_metric_of_ours_is_drawn_or_watched(exposed: Exposed) -> None:
 @pytest.mark.slow
 def test_every_metric_moved_with_what_happened(exposed: Exposed) -> None:
     # Nothing waits, nothing is in memory and nothing is refused when all is quiet and well.
-    at_rest = {"tare_queue_images", "tare_held_body_bytes", "tare_bundles_refused"}
+    at_rest = {"tare_queue_images", "tare_queue_bytes", "tare_held_body_bytes", "tare_bundles_refused"}
+    at_rest |= {"tare_shed_requests_total", "tare_dropped_requests_total"}
     largest = {name: max(value for _, value in of_name) for name, of_name in exposed.items()}
     assert {name for name, value in largest.items() if name.startswith("tare_") and not value > 0} == at_rest
 

@@ -129,3 +129,34 @@ def test_the_document_names_the_conditions_of_a_change(client):
     ):
         headers = {one["name"] for one in paths[path][method]["parameters"] if one["in"] == "header"}
         assert headers == {"If-Match", "If-None-Match"}, (path, method)
+
+
+def test_the_document_names_the_deadline_of_a_prediction(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    for path in ("/predict", "/v2/models/{name}/infer"):
+        (header,) = [
+            one
+            for one in paths[path]["post"]["parameters"]
+            if one["in"] == "header" and "Timeout" in one["name"]
+        ]
+        assert header["name"] == "X-Request-Timeout-Ms"
+        assert not header["required"]
+
+
+def test_every_answer_says_where_its_time_went(client, image):
+    assert client.get("/models").headers["server-timing"].startswith("total;dur=")
+    assert client.get("/nowhere").headers["server-timing"].startswith("total;dur=")
+    for answer in (client.post("/predict", content=image), client.post("/predict", files=[("a", image)])):
+        named = re.findall(r"(\w+);dur=([0-9.]+)", answer.headers["server-timing"])
+        assert [name for name, _ in named] == ["queue", "decode", "infer", "store", "total"]
+
+
+def test_the_stages_are_counted_once_for_each_request(client, image):
+    client.post("/predict", files=[("a", image), ("b", image)])
+    client.post("/predict", content=image)
+    client.post("/predict", content=b"junk")
+    text = client.get("/metrics").text
+    for stage in ("queue", "decode", "infer", "store", "total"):
+        assert f'tare_stage_seconds_count{{model="tiny",stage="{stage}"}} 2.0' in text
+    assert 'tare_shed_requests_total{model="tiny",reason="queue-full"} 0.0' in text
+    assert "tare_deadline_seconds 30.0" in text

@@ -271,6 +271,58 @@ def test_a_tau_that_the_norms_do_not_bear_is_refused(tmp_path):
     asyncio.run(main())
 
 
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A model with two workers, for requests side by side."""
+    offset = np.linspace(-2, 1, CLASSES).tolist()
+    bundle = tiny.make(tmp_path_factory.mktemp("s") / "tiny", n_classes=CLASSES, logit_offset=offset)
+    model = bundles.load(bundle, "cpu", Capacity(workers=2, largest_batch=8))
+    yield model
+    model.batcher.stop()
+
+
+many_asked = st.tuples(
+    st.lists(st.integers(0, len(IMAGES) - 1), min_size=1, max_size=5),
+    st.sampled_from(["logit-adjustment", "none"]),
+    st.one_of(st.sampled_from([0.0, 1.0, 100.0]), st.floats(0, 100)),
+    counts.map(prior_from_counts),
+    st.integers(1, CLASSES + 3),
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(many_asked, min_size=2, max_size=12))
+def test_requests_side_by_side_are_answered_as_one_by_one(served, requests):
+    predictor = Predictor(FakeStore(), FakePriors(default=uniform_prior(CLASSES)), lambda: NOW, Heard())
+
+    def predict(picked, method, tau, target, top_k):
+        if method == "none":
+            adjustment = predictor.adjustment_for(served, method)
+        else:
+            adjustment = predictor.adjustment_for(served, method, tau, None, target)
+        images_of_it = [IMAGES[image] for image in picked]
+        return predictor.predict(images_of_it, model=served, adjustment=adjustment, top_k=top_k)
+
+    async def main():
+        together = await asyncio.gather(*(predict(*one) for one in requests))
+        for one, mixed in zip(requests, together, strict=True):
+            alone = await predict(*one)
+            assert len(alone) == len(mixed) == len(one[0])
+            for a, b in zip(alone, mixed, strict=True):
+                assert (a.method, a.tau, a.prior_name) == (b.method, b.tau, b.prior_name)
+                np.testing.assert_allclose(a.decision.logits, b.decision.logits, atol=1e-6)
+                for x, y in zip(
+                    (*a.decision.top, a.decision.unadjusted),
+                    (*b.decision.top, b.decision.unadjusted),
+                    strict=True,
+                ):
+                    assert x.index == y.index
+                    assert abs(x.score - y.score) <= 1e-6 * max(1, abs(x.score))
+                    assert abs(x.probability - y.probability) <= 1e-6
+
+    asyncio.run(main())
+
+
 def test_concurrent_requests_keep_their_own_tau_prior_and_top_k(tmp_path):
     async def main():
         async with serving(tmp_path) as (predictor, model, store):

@@ -24,7 +24,7 @@ def listening(app: FastAPI) -> Iterator[str]:
 
     async def serve() -> None:
         async with app.router.lifespan_context(app):
-            serving["server"] = server_of(app)
+            serving["server"] = server_of(app, drain_s=5.0)
             began.set()
             await serving["server"].serve(sockets=[listener])
 

@@ -38,7 +38,7 @@ def checkpoint(tiny_run):
 
 def trained_network(checkpoint):
     network = make_network(checkpoint.plan.network, 4)
-    network.load_state_dict(checkpoint.network)
+    network.load_state_dict(checkpoint.weights)
     return network.eval()
 
 

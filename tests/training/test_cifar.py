@@ -13,25 +13,24 @@ from training.cifar import read_cifar
 from training.exceptions import DataError
 
 
-@pytest.fixture
-def cifar10(tmp_path, monkeypatch):
-    """A folder laid out as CIFAR-10's, 40 training and 4 test images a class, that torchvision accepts."""
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
+def cifar10_tree(folder: Path, monkeypatch: pytest.MonkeyPatch, per_class: int) -> np.ndarray:
+    """Lay out a folder as CIFAR-10's, 4 test images a class, that torchvision accepts; return the labels."""
+    inner = folder / "cifar-10-batches-py"
+    inner.mkdir()
     names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     rng = np.random.default_rng(0)
 
     def write(name, content) -> str:
         data = pickle.dumps(content)
-        (folder / name).write_bytes(data)
+        (inner / name).write_bytes(data)
         return hashlib.md5(data).hexdigest()
 
     def batch(labels):
         return {"data": rng.integers(0, 256, (len(labels), 3072), dtype=np.uint8), "labels": labels}
 
-    labels = rng.permutation(np.repeat(np.arange(10), 40)).tolist()
+    labels = rng.permutation(np.repeat(np.arange(10), per_class)).tolist()
     train = [
-        [name, write(name, batch(labels[80 * place :][:80]))]
+        [name, write(name, batch(labels[2 * per_class * place :][: 2 * per_class]))]
         for place, name in enumerate(f"data_batch_{n}" for n in range(1, 6))
     ]
     test = [["test_batch", write("test_batch", batch([*range(10)] * 4))]]
@@ -43,7 +42,25 @@ def cifar10(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", train)
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", test)
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "meta", meta)
-    return tmp_path, np.array(labels)
+    return np.array(labels)
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    return tmp_path, cifar10_tree(tmp_path, monkeypatch, 40)
+
+
+@pytest.mark.slow
+def test_a_cifar10_of_the_published_size_is_cut_to_the_published_sizes(tmp_path, monkeypatch):
+    cifar10_tree(tmp_path, monkeypatch, 5000)
+    published = {
+        ("exp", 100): (12_406, 50),
+        ("exp", 200): (11_203, 25),
+        ("step", 100): (25_250, 50),
+    }
+    for (profile, ratio), (images, smallest) in published.items():
+        counts = read_cifar("cifar10-lt", tmp_path, profile, float(ratio)).class_counts
+        assert (counts.sum(), counts.max(), counts.min()) == (images, 5000, smallest)
 
 
 def test_cifar10_is_read_and_cut_by_the_published_selection(cifar10):

@@ -1,13 +1,18 @@
 """The cuts that every figure depends on: which images are in the tail, and which are held out."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
+from training import data
+from training.calibrate import groups_of
 from training.data import (
     Dataset,
     Examples,
     channel_statistics,
     long_tail,
+    normalisation_of,
     profile_counts,
     rounded_share,
     split,
@@ -42,10 +47,40 @@ def test_exponential_counts_are_the_published_ones(classes, largest, ratio, tota
 
 @pytest.mark.parametrize(
     ("classes", "largest", "ratio", "total"),
-    [(10, 5000, 10, 27_500), (10, 5000, 100, 25_250), (100, 500, 100, 25_250), (100, 500, 200, 25_100)],
+    [
+        (10, 5000, 10, 27_500),
+        (10, 5000, 50, 25_500),
+        (10, 5000, 100, 25_250),
+        (10, 5000, 200, 25_125),
+        (100, 500, 10, 27_500),
+        (100, 500, 50, 25_500),
+        (100, 500, 100, 25_250),
+        (100, 500, 200, 25_100),
+    ],
 )
 def test_step_counts_are_the_published_ones(classes, largest, ratio, total):
     assert sum(profile_counts("step", largest, ratio, classes)) == total
+
+
+@pytest.mark.parametrize(
+    ("profile", "classes", "ratio", "sizes"),
+    [
+        ("exp", 100, 10, (70, 30, 0)),
+        ("exp", 100, 50, (41, 40, 19)),
+        ("exp", 100, 100, (35, 34, 31)),
+        ("exp", 100, 200, (31, 29, 40)),
+        ("exp", 10, 10, (10, 0, 0)),
+        ("exp", 10, 50, (10, 0, 0)),
+        ("exp", 10, 100, (8, 2, 0)),
+        ("exp", 10, 200, (7, 3, 0)),
+        ("step", 10, 100, (5, 5, 0)),
+        ("step", 100, 100, (50, 0, 50)),
+    ],
+)
+def test_groups_have_the_sizes_that_the_counts_give(profile, classes, ratio, sizes):
+    counts = np.array(profile_counts(profile, 50_000 // classes, ratio, classes))
+    found = {group.name: len(group.indices) for group in groups_of(counts)}
+    assert tuple(found.get(name, 0) for name in ("many", "medium", "few")) == sizes
 
 
 def test_cifar10_counts_at_ratio_100_are_listed_right():
@@ -148,6 +183,16 @@ def test_a_class_without_an_image_is_named():
         dataset([4, 0, 2])
 
 
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [(("a", "a"), "the same name"), (("a", ""), "1 to 1,000 characters"), (("a", "b" * 1001), "1 to 1,000")],
+)
+def test_names_that_a_manifest_could_not_hold_are_refused_before_training(names, reason):
+    made = dataset([3, 2])
+    with pytest.raises(DataError, match=reason):
+        Dataset("made", names, made.train, made.test)
+
+
 def test_one_class_is_no_classifier():
     with pytest.raises(DataError, match="at least two classes"):
         dataset([4])
@@ -159,6 +204,24 @@ def test_a_changed_pixel_or_label_changes_the_fingerprint():
     pixel.train.images[0, 0, 0, 0] += 1
     label.train.labels[0] = 1
     assert len({made.fingerprint(), pixel.fingerprint(), label.fingerprint()}) == 3
+
+
+def test_images_in_memory_keep_the_fingerprint_that_older_checkpoints_carry():
+    made = dataset([4, 2])
+    content = b"class 0\0class 1" + made.train.images.tobytes() + made.train.labels.astype("<i8").tobytes()
+    assert made.fingerprint() == hashlib.sha256(content).hexdigest()
+
+
+def test_a_customary_normalisation_goes_before_the_images_own():
+    made = dataset([4, 2], normalisation=((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+    assert normalisation_of(made, made.train) == made.normalisation
+    assert normalisation_of(dataset([4, 2]), made.train) == channel_statistics([made.train.images])
+
+
+def test_of_very_many_images_some_spread_over_all_are_looked_at(monkeypatch):
+    monkeypatch.setattr(data, "_STATISTICS_IMAGES", 3)
+    made = dataset([4, 1])
+    assert normalisation_of(made, made.train) == channel_statistics([made.train.images[[0, 2, 4]]])
 
 
 def test_channel_statistics_are_numpys_to_four_decimals():

@@ -241,7 +241,7 @@ def test_a_damaged_checkpoint_is_refused(tiny_command, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"dataset": "imagenet"}, "unknown data set 'imagenet'; known are cifar10-lt, cifar100-lt, imagenet-lt"),
+        ({"dataset": "imagenet"}, "unknown data set 'imagenet'; known are cifar10-lt, cifar100-lt"),
         ({"train_file": "/nowhere/train.npz"}, "there is no file /nowhere/train.npz"),
         ({"dataset": "imagefolder", "data_dir": "/nowhere"}, "there is no folder /nowhere"),
         ({"dataset": "imagefolder"}, "--data-dir is needed"),

@@ -176,6 +176,14 @@ def test_workers_go_on_after_signals_that_are_meant_for_their_parent(files):
     np.testing.assert_array_equal(np.concatenate([first, *rest]), files.in_memory().images[:40])
 
 
+def test_ranks_on_one_machine_share_its_cores_and_each_has_a_worker(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    for ranks, expected in ((None, 12), ("4", 3), ("16", 1)):
+        if ranks is not None:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        assert image_files.default_workers() == expected
+
+
 def test_missing_files_are_counted_and_the_first_is_named(files):
     names = [*files.names[:3], "gone/1.jpg", "gone/2.jpg"]
     with pytest.raises(

@@ -37,17 +37,17 @@ def rescaled(checkpoint, divisor, tau, bias):
     return network
 
 
-def errors_of_rescaled(checkpoint, images, labels, divisor, taus, bias="divide"):
+def errors_of_rescaled(checkpoint, part, divisor, taus, bias="divide"):
     errors = []
     for tau in taus:
         scores = evaluate(
             rescaled(checkpoint, divisor, tau, bias),
-            images,
+            part,
             mean=checkpoint.mean,
             std=checkpoint.std,
             device=torch.device("cpu"),
         )
-        errors.append(balanced_error(labels, scores.argmax(axis=1), 4))
+        errors.append(balanced_error(part.labels, scores.argmax(axis=1), 4))
     return errors
 
 
@@ -69,12 +69,12 @@ def test_its_curve_and_errors_are_those_of_the_rescaled_network(tiny, tiny_files
     assert part.tau in GRID
     norms = np.array(part.norms)
     held = [point.balanced_error.error for point in part.tau_curve[::8]]
-    expected = errors_of_rescaled(checkpoint, cut.holdout.images, cut.holdout.labels, norms, GRID[::8])
+    expected = errors_of_rescaled(checkpoint, cut.holdout, norms, GRID[::8])
     np.testing.assert_allclose(held, expected)
     taus = [point.tau for point in part.metrics.test]
     assert {0.0, 1.0, part.tau} == set(taus)
     tested = [point.balanced_error.error for point in part.metrics.test]
-    expected = errors_of_rescaled(checkpoint, dataset.test.images, dataset.test.labels, norms, taus)
+    expected = errors_of_rescaled(checkpoint, dataset.test, norms, taus)
     np.testing.assert_allclose(tested, expected)
 
 
@@ -93,9 +93,7 @@ def test_the_choices_of_the_command_line_are_in_the_bundle(tiny, tiny_files, tmp
     assert made.model_bytes() == read(path.parent.parent / "models" / "tiny").model_bytes()
     dataset = read_npz(*tiny_files)
     taus = [point.tau for point in part.metrics.test]
-    expected = errors_of_rescaled(
-        checkpoint, dataset.test.images, dataset.test.labels, np.array(part.norms), taus, "drop"
-    )
+    expected = errors_of_rescaled(checkpoint, dataset.test, np.array(part.norms), taus, "drop")
     np.testing.assert_allclose([point.balanced_error.error for point in part.metrics.test], expected)
     card = (out / "README.md").read_text()
     assert "--tau-rule balanced-error --nu prior --nu-bias drop" in card

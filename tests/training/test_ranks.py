@@ -43,7 +43,18 @@ def launch(tiny_files, folder):
     def start(name, *more, dies=(0, -1)):
         words = [
             *("--dataset", "npz", "--train-file", train, "--test-file", test, "--network", "resnet20"),
-            *("--recipe", "cosine", "--steps", STEPS, "--device", "cpu", "--seed", SEED, "--loss", "balanced"),
+            *(
+                "--recipe",
+                "cosine",
+                "--steps",
+                STEPS,
+                "--device",
+                "cpu",
+                "--seed",
+                SEED,
+                "--loss",
+                "balanced",
+            ),
             *("--runs", folder / name, "--out", folder / name / "models" / "tiny", *more),
         ]
         process = subprocess.Popen(
@@ -87,7 +98,7 @@ def in_turn(tiny_files):
     """One process: both half-batches in turn through one network, their gradients averaged."""
     dataset = read_npz(*tiny_files)
     trained = split(dataset, 0.1, SEED).trained
-    mean, std = map(torch.tensor, channel_statistics(trained.images))
+    mean, std = map(torch.tensor, channel_statistics([trained.images]))
     batches = MemoryBatches(
         torch.from_numpy(trained.images),
         torch.from_numpy(trained.labels),
