@@ -101,6 +101,9 @@ def test_a_run_killed_ten_times_at_random_steps_ends_in_the_weights_of_one_left_
     assert killed.finished
     for name, tensor in alone.network.items():
         assert torch.equal(tensor, killed.network[name]), name
+    assert alone.average is not None  # the default recipe keeps a running mean
+    for name, tensor in alone.average.items():
+        assert torch.equal(tensor, killed.average[name]), name
     for name in ("epoch", "step", "loss", "rate"):
         assert [row[name] for row in killed.history] == [row[name] for row in alone.history]
 
