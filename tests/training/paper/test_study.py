@@ -99,7 +99,7 @@ def test_cells_that_the_paper_copied_are_those_with_a_mark():
         for panel, cell in cells.items()
         if cell.copied
     }
-    assert len(copied) == 8
+    assert len(copied) == 9
     assert ("adaptive", "cifar100-lt") in copied
     assert ("logit-adjusted", "cifar100-lt") not in copied
 
