@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from sqlalchemy import ColumnElement, Select, func, select, true, tuple_
+from sqlalchemy import ColumnElement, Select, bindparam, func, select, true, tuple_
 
 from service.adapters.sql_tables import (
     label_history,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 _BLOCK_ROWS: Final = 8192
 _BLOCK_BYTES: Final = 8 << 20
+_ROWS_AT_ONCE: Final = 16
 
 PredictionRow = tuple[Any, ...]  # the columns of `predictions`, in their order
 Place = tuple[int, bytes]  # where a block ended: time and id of its last prediction
@@ -129,15 +131,22 @@ def rows_of(made: Sequence[Prediction], model_ids: Mapping[tuple[str, str], int]
 
 def add(connection: Connection, rows: Sequence[PredictionRow]) -> None:
     """Keep predictions; one that is there already stays as it is."""
-    if rows:
-        # Past SQLAlchemy's own handling of parameters, which costs as much as the database does.
-        connection.exec_driver_sql(_compiled_add(connection.dialect), rows)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        block = rows[start : start + _ROWS_AT_ONCE]
+        # Past SQLAlchemy's own handling of parameters, which costs as much as the database does, and many
+        # rows in one statement, since after each the thread has to wait for the interpreter again.
+        statement = _compiled_add(connection.dialect, len(block))
+        connection.exec_driver_sql(statement, tuple(chain.from_iterable(block)))
 
 
 @cache
-def _compiled_add(dialect: Dialect) -> str:
-    """Return the statement that adds a row of `predictions`, for values in the order of its columns."""
-    statement = insert(predictions).on_conflict_do_nothing(index_elements=["id"])
+def _compiled_add(dialect: Dialect, n_rows: int) -> str:
+    """Return the statement that adds so many rows of `predictions`, for values in its columns' order."""
+    names = [column.name for column in predictions.columns]
+    values: list[dict[str, Any]] = [
+        {name: bindparam(f"{name}_{row}") for name in names} for row in range(n_rows)
+    ]
+    statement = insert(predictions).values(values).on_conflict_do_nothing(index_elements=["id"])
     return str(statement.compile(dialect=dialect))
 
 

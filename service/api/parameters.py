@@ -90,7 +90,7 @@ Span = Annotated[
     WithJsonSchema({"type": "string", "pattern": f"^{_SPAN.pattern}$", "examples": ["24h", "7d"]}),
 ]
 
-Milliseconds = Annotated[int, BeforeValidator(_integer), Field(ge=1, le=LONGEST_DEADLINE_MS)]
+Milliseconds = Annotated[int, Field(ge=1, le=LONGEST_DEADLINE_MS), BeforeValidator(_integer)]
 
 DeadlineHeader = Annotated[
     Milliseconds | None,

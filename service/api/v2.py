@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from service.api import v2_infer
-from service.api.answers import Json
+from service.api.answers import Json, server_timing
 from service.api.bodies import RequestModel, beside_the_loop, inflated, parse, unless_abandoned, whole_body
 from service.api.parameters import DeadlineHeader, WholeNumber
 from service.api.parts import PartsDep
@@ -240,18 +240,25 @@ async def infer(
     adjustment = parts.predictor.adjustment_for(
         loaded, method=chosen.method, tau=chosen.tau, priors_name=chosen.priors
     )
-    work = parts.predictor.predict(
-        rows,
-        model=loaded,
-        adjustment=adjustment,
-        top_k=chosen.top_k,
-        deadline_s=None if deadline_ms is None else deadline_ms / 1000,
+    deadlines = [
+        *([] if deadline_ms is None else [deadline_ms / 1e3]),
+        *([] if chosen.timeout is None else [chosen.timeout / 1e6]),
+    ]
+    (body, json_bytes), stages = await unless_abandoned(
+        request,
+        parts.predictor.ask(
+            rows,
+            model=loaded,
+            adjustment=adjustment,
+            top_k=chosen.top_k,
+            shape=partial(v2_infer.write, asked, outputs, loaded, adjustment),
+            deadline_s=min(deadlines, default=None),
+        ),
     )
-    predictions = await unless_abandoned(request, work)
-    body, json_bytes = v2_infer.write(asked, outputs, predictions, loaded, adjustment)
+    headers = {"Server-Timing": server_timing(stages)}
     if json_bytes is None:
-        return Response(body, media_type="application/json")
-    headers = {JSON_LENGTH: str(json_bytes)}
+        return Response(body, media_type="application/json", headers=headers)
+    headers[JSON_LENGTH] = str(json_bytes)
     return Response(body, media_type="application/octet-stream", headers=headers)
 
 

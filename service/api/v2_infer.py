@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from bundle.manifest import TensorInput
 from service.api import v2_tensors
 from service.api.bodies import RequestModel, parse
-from service.api.parameters import Name
+from service.api.parameters import LONGEST_DEADLINE_MS, Name
 from service.core.exceptions import Invalid, Malformed, TooLarge
 from service.core.methods import LARGEST_TAU
 from service.core.records import Method
@@ -50,6 +50,9 @@ class ParametersIn(RequestModel):
     top_k: Annotated[int, Field(ge=1, description="Classes to answer for each input.")] = 5
     priors: Name | None = Field(default=None, description="A priors name; without it `default`.")
     method: Method = "logit-adjustment"
+    timeout: Annotated[int, Field(ge=1, le=1000 * LONGEST_DEADLINE_MS)] | None = Field(
+        default=None, description="Microseconds until a 504, where X-Request-Timeout-Ms says no less."
+    )
     binary_data_output: bool = Field(
         default=False, description="Outputs as binary data unless they say otherwise."
     )
@@ -167,9 +170,9 @@ def wanted(asked: InferIn, given: Sequence[TensorSpec]) -> list[tuple[TensorSpec
 def write(
     asked: InferIn,
     outputs: Sequence[tuple[TensorSpec, bool]],
-    predictions: Sequence[Prediction],
     loaded: LoadedModel,
     adjustment: Adjustment,
+    predictions: Sequence[Prediction],
 ) -> tuple[bytes, int | None]:
     """Return the answer's body, and the length of its JSON if binary data follows."""
     described: list[dict[str, object]] = []

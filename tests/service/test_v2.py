@@ -201,6 +201,9 @@ def test_a_named_prior_and_a_method_are_as_in_predict(client, image):
         {"method": "none", "tau": 1},
         {"binary_data_output": "yes"},
         {"sequence_id": 3},
+        {"timeout": 0},
+        {"timeout": 1.5},
+        {"timeout": 10**15},
         "tau",
     ],
 )
@@ -208,6 +211,15 @@ def test_a_bad_parameter_is_a_422_and_nothing_is_recorded(lasting_client, image,
     before = lasting_client.get("/monitor").json()["predictions"]
     v2.error(v2.post(lasting_client, *v2.images([image], parameters=parameters)), 422)
     assert lasting_client.get("/monitor").json()["predictions"] == before
+
+
+def test_a_timeout_in_microseconds_or_milliseconds_whichever_is_less_ends_in_a_504(lasting_client, image):
+    for micro, milli in ((1, None), (1, 30_000), (10**8, None)):
+        headers = {} if milli is None else {"X-Request-Timeout-Ms": str(milli)}
+        answer = v2.post(
+            lasting_client, *v2.images([image] * 64, parameters={"timeout": micro}), headers=headers
+        )
+        assert "queue;dur=" in answer.headers["server-timing"] if micro > 1 else v2.error(answer, 504)
 
 
 @pytest.mark.parametrize(
