@@ -10,9 +10,8 @@ from training.batches import chosen_images
 
 CPU = torch.device("cpu")
 COUNTS = (80, 30, 8, 0, 2)  # of class 3 there is no image
-LABELS = torch.repeat_interleave(torch.arange(5), torch.tensor(COUNTS))[
-    torch.randperm(120, generator=torch.Generator().manual_seed(0))
-]
+SHUFFLED = torch.randperm(120, generator=torch.Generator().manual_seed(0))
+LABELS = torch.repeat_interleave(torch.arange(5), torch.tensor(COUNTS))[SHUFFLED]
 STEPS = {"seed": 3, "start": 0, "stop": 500, "batch_size": 24, "device": CPU}
 
 
