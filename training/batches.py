@@ -44,7 +44,14 @@ class MemoryBatches:
     """Batches gathered and augmented on the device that holds all images: uint8 (N, H, W, 3), labels (N,)."""
 
     def __init__(
-        self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor, *, augmentation: Augmentation
+        self,
+        images: Tensor,
+        labels: Tensor,
+        mean: Tensor,
+        std: Tensor,
+        *,
+        augmentation: Augmentation,
+        class_balanced: bool = False,
     ) -> None:
         """Take everything on one device; mean and std are (3,)."""
         self.n_images = len(images)
@@ -52,13 +59,20 @@ class MemoryBatches:
         self.device = images.device
         self._images, self._labels, self._mean, self._std = images, labels, mean, std
         self._augmentation = augmentation
+        self._balanced_by = labels if class_balanced else None
 
     def stream(
         self, *, seed: int, start: int, stop: int, batch_size: int, share: Share = WHOLE
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of these steps, as `Batches` says."""
         positions = chosen_images(
-            self.n_images, seed=seed, start=start, stop=stop, batch_size=batch_size, device=self.device
+            self.n_images,
+            seed=seed,
+            start=start,
+            stop=stop,
+            batch_size=batch_size,
+            device=self.device,
+            balanced_by=self._balanced_by,
         )
         for step, chosen in enumerate(positions, start):
             draws = generator(seed, Stream.AUGMENTATION, step, self.device)
@@ -71,9 +85,23 @@ class MemoryBatches:
 
 
 def chosen_images(
-    n_images: int, *, seed: int, start: int, stop: int, batch_size: int, device: torch.device
+    n_images: int,
+    *,
+    seed: int,
+    start: int,
+    stop: int,
+    batch_size: int,
+    device: torch.device,
+    balanced_by: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the positions of each step's images, (B,): a new random order each epoch, full batches only."""
+    """Yield the positions of each step's images, (B,): a new random order each epoch, full batches only.
+
+    With `balanced_by`, the labels (N,) on the device, classes come equally often instead: each place of a
+    batch draws a class, then one of its images, both evenly and with replacement.
+    """
+    if balanced_by is not None:
+        yield from _balanced(balanced_by, seed, range(start, stop), min(batch_size, n_images))
+        return
     epoch_steps = steps_per_epoch(n_images, batch_size)
     order = torch.empty(0)
     for step in range(start, stop):
@@ -82,6 +110,18 @@ def chosen_images(
             draws = generator(seed, Stream.ORDER, epoch, device)
             order = torch.randperm(n_images, generator=draws, device=device)
         yield order[place * batch_size :][:batch_size]
+
+
+def _balanced(labels: Tensor, seed: int, steps: range, batch: int) -> Iterator[Tensor]:
+    by_class = torch.argsort(labels, stable=True)
+    counts = torch.bincount(labels)
+    counts = counts[counts > 0]
+    first = counts.cumsum(0) - counts
+    for step in steps:
+        draws = generator(seed, Stream.ORDER, step, labels.device)
+        classes, places = torch.rand((2, batch), generator=draws, device=labels.device, dtype=torch.float64)
+        drawn = (classes * len(counts)).long()  # of [0, 1), so below the number of classes
+        yield by_class[first[drawn] + (places * counts[drawn]).long()]
 
 
 def steps_per_epoch(n_images: int, batch_size: int) -> int:

@@ -32,10 +32,11 @@ from training.data import Dataset, Part, Split, split
 from training.evaluate import evaluate
 from training.exceptions import BundleError, RunError
 from training.losses import make_loss
-from training.networks import linear_layer, make_network
+from training.networks import linear_layer
 from training.onnx_runner import BATCHES, Runner
 from training.post_hoc import USUAL, Head, Labelled, PostHoc, normalised
 from training.report import PNG, tau_curve_png
+from training.second_stage import OFFSET_STATUS, logit_offset, plain_network
 from training.sources import IN_FILES, read
 
 GRAPH = Graph(input="input", output="logits")
@@ -85,8 +86,7 @@ def write_bundle(
     plan, n_classes = checkpoint.plan, len(dataset.class_labels)
     seen = np.bincount(cut.trained.labels, minlength=n_classes)
     loss = make_loss(plan.loss, seen, plan.tau, device, options=plan.loss_options, head=plan.head)
-    network = make_network(plan.network, n_classes, loss.head)
-    network.load_state_dict(checkpoint.weights)
+    network = plain_network(plan, n_classes, loss.head, checkpoint.weights)
     size = dataset.train.image_size
     model = export_onnx(network, size)
     check_parity(network, model, dataset.test if len(dataset.test) else cut.trained, checkpoint)
@@ -100,9 +100,10 @@ def write_bundle(
     )
     # Held-out images cut from the training set have its mix; a data set's own may be balanced.
     weights = None if dataset.holdout is None else prior_weights(cut.holdout.labels, source_prior)
-    offset, offset_origin = offset_of(
-        loss.logit_offset, loss.offset_status, held, cut.holdout.labels, weights
-    )
+    start, status = loss.logit_offset, loss.offset_status
+    if plan.second_stage is not None:
+        start, status = logit_offset(source_prior), OFFSET_STATUS[plan.second_stage.classifier]
+    offset, offset_origin = offset_of(start, status, held, cut.holdout.labels, weights)
     fitted = calibrate(
         held,
         cut.holdout.labels,
@@ -258,8 +259,27 @@ def check_parity(network: nn.Module, model: bytes, part: Part, checkpoint: Check
 
 def training_command(plan: Plan, out: Path, choices: PostHoc = USUAL) -> str:
     """Return the command that trains this again; folders are written as a reader's own."""
+    words = ["python", "-m", "training.fit"]
+    if plan.second_stage is not None:
+        stage = plan.second_stage
+        words += ["--backbone", f"runs/{stage.backbone_run}", "--classifier", stage.classifier]
+    else:
+        words += _first_stage_words(plan)
+    words += ["--recipe", plan.recipe.name]
+    words += ["--steps", str(plan.steps)] if plan.steps is not None else ["--epochs", str(plan.epochs)]
+    if plan.second_stage is None:
+        words += ["--holdout", f"{plan.holdout:g}", "--seed", str(plan.seed)]
+    for name, value in asdict(choices).items():
+        if value != getattr(USUAL, name):
+            words += [f"--{name.replace('_', '-')}", value]
+    words += ["--out", f"models/{out.name}"]
+    return shlex.join(words)
+
+
+def _first_stage_words(plan: Plan) -> list[str]:
+    """Return what says data set, network and loss."""
     source = plan.source
-    words = ["python", "-m", "training.fit", "--dataset", source.dataset]
+    words = ["--dataset", source.dataset]
     if source.dataset == "npz":
         words += ["--train-file", Path(source.train_file or "").name]
         words += ["--test-file", Path(source.test_file or "").name]
@@ -270,19 +290,6 @@ def training_command(plan: Plan, out: Path, choices: PostHoc = USUAL) -> str:
     words += ["--network", plan.network, "--loss", plan.loss]
     if plan.tau is not None:
         words += ["--tau", f"{plan.tau:g}"]
-    words += _loss_words(plan)
-    words += ["--recipe", plan.recipe.name]
-    words += ["--steps", str(plan.steps)] if plan.steps is not None else ["--epochs", str(plan.epochs)]
-    words += ["--holdout", f"{plan.holdout:g}", "--seed", str(plan.seed)]
-    for name, value in asdict(choices).items():
-        if value != getattr(USUAL, name):
-            words += [f"--{name.replace('_', '-')}", value]
-    words += ["--out", f"models/{out.name}"]
-    return shlex.join(words)
-
-
-def _loss_words(plan: Plan) -> list[str]:
-    words = []
     for name, value in asdict(plan.loss_options).items():
         option = f"--{name.replace('_', '-')}"
         if value is True:
@@ -305,6 +312,7 @@ def _recipe(checkpoint: Checkpoint) -> dict[str, Any]:
         "steps": checkpoint.total_steps,
         "seconds": round(checkpoint.seconds, 1),
         **asdict(machine),
+        **({} if plan.second_stage is None else asdict(plan.second_stage)),
     }
 
 

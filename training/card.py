@@ -162,7 +162,13 @@ def _loss_words(manifest: Manifest) -> str:
         details.append(words if value is True else f"{words} {value:g}")
     if head != "linear":
         details.append(f"{head} head")
-    return f"the {name} loss" + (f" ({', '.join(details)})" if details else "")
+    words = f"the {name} loss" + (f" ({', '.join(details)})" if details else "")
+    classifier = manifest.recipe.get("classifier")
+    if classifier is None:
+        return words
+    how = {"crt": "a new linear head (cRT)", "lws": "a scale for each class (LWS)"}[str(classifier)]
+    run = manifest.recipe["backbone_run"]
+    return f"{words} in a second stage: {how} on class-balanced batches, over the frozen backbone of {run}"
 
 
 def _origin_words(manifest: Manifest) -> str:

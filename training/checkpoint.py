@@ -31,6 +31,15 @@ class Source:
 
 
 @dataclass(frozen=True)
+class SecondStage:
+    """A classifier trained anew over a frozen backbone: by which method, and on which weights."""
+
+    classifier: str
+    backbone: str  # sha256 of its weights
+    backbone_run: str  # what the run was called, for people
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is to be trained. Equal plans on equal data give equal weights."""
 
@@ -45,6 +54,7 @@ class Plan:
     seed: int
     loss_options: LossOptions = field(default_factory=LossOptions)
     head: str | None = None  # None: the one that the loss is made for
+    second_stage: SecondStage | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,16 @@ def load(path: Path) -> Checkpoint:
         raw = content["plan"]
         recipe = Recipe(**{**raw["recipe"], "drops": tuple(raw["recipe"]["drops"])})
         options = LossOptions(**raw.get("loss_options", {}))  # older runs have none
-        plan = Plan(**{**raw, "source": Source(**raw["source"]), "recipe": recipe, "loss_options": options})
+        stage = raw.get("second_stage")
+        plan = Plan(
+            **{
+                **raw,
+                "source": Source(**raw["source"]),
+                "recipe": recipe,
+                "loss_options": options,
+                "second_stage": stage and SecondStage(**stage),
+            }
+        )
         return Checkpoint(
             plan=plan,
             machine=Machine(**content["machine"]),
@@ -135,16 +154,16 @@ def differences(old: Plan, new: Plan) -> list[str]:
     """Return, in words, what two plans disagree about; where the images lie may change."""
     before, after = _flat(asdict(old)), _flat(asdict(new))
     return [
-        f"{name} was {before[name]}, now {after[name]}"
-        for name in before
-        if before[name] != after[name] and name not in {"data dir", "train file", "test file"}
+        f"{name} was {before.get(name)}, now {after.get(name)}"
+        for name in {**before, **after}
+        if before.get(name) != after.get(name) and name not in _NAMES_OF_PLACES
     ]
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        if name in ("source", "loss_options"):
+        if name in ("source", "loss_options") or (name == "second_stage" and value is not None):
             flat |= _flat(value)
         elif name == "recipe":
             flat["recipe"] = value["name"]
@@ -154,6 +173,7 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+_NAMES_OF_PLACES = {"data dir", "train file", "test file", "backbone run"}
 _PLAIN = (
     "data_fingerprint",
     "mean",

@@ -23,13 +23,22 @@ class FileBatches:
     neither the number of workers nor of ranks matters.
     """
 
-    def __init__(self, files: ImageFiles, mean: Tensor, std: Tensor, *, augmentation: Augmentation) -> None:
+    def __init__(
+        self,
+        files: ImageFiles,
+        mean: Tensor,
+        std: Tensor,
+        *,
+        augmentation: Augmentation,
+        class_balanced: bool = False,
+    ) -> None:
         """Take mean and std (3,) on the device that trains."""
         self.n_images = len(files)
         self.image_size = files.image_size
         self.device = mean.device
         self._files, self._mean, self._std = files, mean, std
         self._labels = torch.from_numpy(files.labels)
+        self._balanced_by = self._labels if class_balanced else None
         self._random_parts = files.spec.resize.rule == "crop"
         self._augmentation = replace(augmentation, crop_padding=0) if self._random_parts else augmentation
 
@@ -72,5 +81,11 @@ class FileBatches:
 
     def _chosen(self, seed: int, start: int, stop: int, batch_size: int) -> Iterator[Tensor]:
         return chosen_images(
-            self.n_images, seed=seed, start=start, stop=stop, batch_size=batch_size, device=_CPU
+            self.n_images,
+            seed=seed,
+            start=start,
+            stop=stop,
+            batch_size=batch_size,
+            device=_CPU,
+            balanced_by=self._balanced_by,
         )

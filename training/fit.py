@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from training import checkpoint as checkpoints
 from training.bundling import write_bundle
-from training.checkpoint import Plan, Source
+from training.checkpoint import Checkpoint, Plan, Source
 from training.commands import OneLineParser, at_least, check_out
 from training.data import PROFILES, split
 from training.exceptions import RunError, TrainingError
@@ -20,18 +21,22 @@ from training.networks import HEADS, NETWORKS, default_image_size
 from training.post_hoc import add_options, choices_of
 from training.progress import Progress
 from training.ranks import Ranks, joined
-from training.recipes import FAST, OPTIMIZERS, RECIPES, with_optimizer
+from training.recipes import FAST, OPTIMIZERS, RECIPES, SECOND_STAGE, Recipe, with_optimizer
 from training.run import CHECKPOINT_EVERY_S, Stopped, check_room, train
+from training.second_stage import CLASSIFIERS, stage_on
 from training.sources import DATASETS, IN_FILES, read
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 2 refused, 130 stopped by Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    nothing = argparse.Namespace(**dict.fromkeys(vars(options)))
+    given = {name for name, value in vars(parser.parse_args(arguments, nothing)).items() if value is not None}
     with joined() as ranks:
         progress = Progress(leads=ranks.leads)
         try:
-            return _fit(options, progress, ranks)
+            return _fit(options, given, progress, ranks)
         except TrainingError as failure:
             if ranks.first_to_fail():
                 progress.insist(f"training.fit: {failure}")
@@ -41,12 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
             return 130
 
 
-def _fit(options: argparse.Namespace, progress: Progress, ranks: Ranks) -> int:
+def _fit(options: argparse.Namespace, given: set[str], progress: Progress, ranks: Ranks) -> int:
     out: Path = options.out
     run_folder: Path = options.runs / out.name
     check_out(out, force=options.force)
     device = choose_device(options.device, ranks.place)
-    plan = _plan(options)
+    backbone = None if options.backbone is None else _backbone(options.backbone)
+    plan = _plan(options) if backbone is None else _second_plan(options, given, backbone)
     _refuse_early(plan, (run_folder, out.parent))
     saved = run_folder / checkpoints.FILE
     if options.resume and not saved.exists():
@@ -59,7 +65,11 @@ def _fit(options: argparse.Namespace, progress: Progress, ranks: Ranks) -> int:
         f"{dataset.name}: {len(dataset.class_labels)} classes, {len(cut.trained):,} images to train on,"
         f" {len(cut.holdout):,} held out, {len(dataset.test):,} to test; {plan.network} on {device.type}"
     )
+    if backbone is not None and dataset.fingerprint() != backbone.data_fingerprint:
+        raise RunError(f"--backbone {options.backbone} was trained on other images or labels than those here")
     check_room(plan.network, len(dataset.class_labels), (run_folder, out.parent))
+    if device.type == "cpu":
+        _warn_of_busy_cores(progress)
     result = train(
         plan,
         dataset,
@@ -70,6 +80,7 @@ def _fit(options: argparse.Namespace, progress: Progress, ranks: Ranks) -> int:
         resume=options.resume,
         checkpoint_every_s=options.checkpoint_every,
         ranks=ranks,
+        backbone=None if backbone is None else backbone.weights,
     )
     if isinstance(result, Stopped):
         progress.say(f"stopped after step {result.step}; the same command with --resume goes on")
@@ -90,11 +101,13 @@ def _refuse_early(plan: Plan, folders: tuple[Path, Path]) -> None:
 
 
 def _plan(options: argparse.Namespace) -> Plan:
-    if options.epochs is not None and options.steps is not None:
-        raise RunError("--epochs and --steps exclude each other")
+    if options.classifier is not None:
+        raise RunError("--classifier needs --backbone, the run whose features it classifies")
+    if options.dataset is None:
+        raise RunError("--dataset is needed, or --backbone for a second stage")
     if options.dataset not in DATASETS:
         raise RunError(f"unknown data set '{options.dataset}'; known are {', '.join(DATASETS)}")
-    recipe = with_optimizer(RECIPES[options.recipe], options.optimizer)
+    recipe, epochs = _recipe(options, FAST)
     size = options.image_size
     if size is None and options.dataset in IN_FILES:
         size = default_image_size(options.network)
@@ -115,13 +128,72 @@ def _plan(options: argparse.Namespace) -> Plan:
         loss=options.loss,
         tau=default_tau(options.loss) if options.tau is None else options.tau,
         recipe=recipe,
-        epochs=None if options.steps is not None else options.epochs or recipe.epochs,
+        epochs=epochs,
         steps=options.steps,
         holdout=options.holdout,
         seed=options.seed,
         loss_options=loss_options,
         head=options.head,
     )
+
+
+def _warn_of_busy_cores(progress: Progress) -> None:
+    """Say so where threads would wait for cores: the slowest of them holds up every operation."""
+    threads, cores, load = torch.get_num_threads(), len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    if threads > 1 and load > cores - threads + 0.5:
+        progress.say(
+            f"other work keeps {load:.1f} of {cores} cores busy: {threads} threads beside it may be slower"
+            " than one (OMP_NUM_THREADS=1)"
+        )
+
+
+def _backbone(path: Path) -> Checkpoint:
+    return checkpoints.load(path / checkpoints.FILE if path.is_dir() else path)
+
+
+def _second_plan(options: argparse.Namespace, given: set[str], backbone: Checkpoint) -> Plan:
+    """Return the plan of a second stage: the backbone decides data, network, holdout and seed."""
+    if options.classifier is None:
+        raise RunError(f"--backbone needs --classifier: {' or '.join(CLASSIFIERS)}")
+    first = backbone.plan
+    decided = {**dataclasses.asdict(first), **dataclasses.asdict(first.source)}
+    for name in ("dataset", "profile", "imbalance_ratio", "image_size", "network", "holdout", "seed"):
+        asked = getattr(options, name)
+        if name in given and asked != decided[name]:
+            raise RunError(f"--{name.replace('_', '-')} {asked}: the backbone has {decided[name]}")
+    foreign = {"loss", "tau", "head", *(field.name for field in dataclasses.fields(LossOptions))} & given
+    if foreign - {"loss"} or ("loss" in given and options.loss != "cross-entropy"):
+        name = min(foreign).replace("_", "-")
+        raise RunError(f"--{name} does not go with --classifier, which trains by cross-entropy")
+    recipe, epochs = _recipe(options, SECOND_STAGE)
+    path: Path = options.backbone
+    run = path if path.is_dir() else path.parent
+    return Plan(
+        source=dataclasses.replace(
+            first.source,
+            data_dir=_absolute(options.data_dir) or first.source.data_dir,
+            train_file=_absolute(options.train_file) or first.source.train_file,
+            test_file=_absolute(options.test_file) or first.source.test_file,
+        ),
+        network=first.network,
+        loss="cross-entropy",
+        tau=None,
+        recipe=recipe,
+        epochs=epochs,
+        steps=options.steps,
+        holdout=first.holdout,
+        seed=first.seed,
+        second_stage=stage_on(backbone, run.absolute().name, options.classifier),
+    )
+
+
+def _recipe(options: argparse.Namespace, usual: Recipe) -> tuple[Recipe, int | None]:
+    """Return the recipe asked for, and its epochs, None where steps are counted."""
+    if options.epochs is not None and options.steps is not None:
+        raise RunError("--epochs and --steps exclude each other")
+    named = usual if options.recipe is None else RECIPES[options.recipe]
+    recipe = with_optimizer(named, options.optimizer)
+    return recipe, None if options.steps is not None else options.epochs or recipe.epochs
 
 
 def _absolute(path: Path | None) -> str | None:
@@ -131,7 +203,7 @@ def _absolute(path: Path | None) -> str | None:
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="training.fit", description=__doc__)
     add = parser.add_argument
-    add("--dataset", required=True, metavar="D", help=f"one of {', '.join(DATASETS)}")
+    add("--dataset", metavar="D", help=f"one of {', '.join(DATASETS)}")
     add("--data-dir", type=Path, help="folder with the data; CIFAR is downloaded without it")
     add("--train-file", type=Path, help="npz: the training images")
     add("--test-file", type=Path, help="npz: the test images")
@@ -151,7 +223,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--network", choices=list(NETWORKS), default="resnet32", help="default %(default)s")
     add("--loss", choices=list(LOSSES), default="cross-entropy", help="default %(default)s")
     _add_loss_options(parser)
-    add("--recipe", choices=list(RECIPES), default=FAST.name, help="default %(default)s")
+    _add_second_stage(parser)
+    add("--recipe", choices=list(RECIPES), help=f"default {FAST.name}, {SECOND_STAGE.name} with --backbone")
     add("--optimizer", choices=OPTIMIZERS, help="instead of the recipe's; adam peaks at a rate of 1e-3")
     add("--epochs", type=at_least(1), help="passes over the data (default: the recipe's)")
     add("--steps", type=at_least(1), help="batches, instead of --epochs")
@@ -170,6 +243,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--runs", type=Path, default=Path("runs"), help="where checkpoints and logs go (default runs/)")
     add("--out", type=Path, required=True, help="folder of the bundle, such as models/NAME")
     return parser
+
+
+def _add_second_stage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backbone",
+        type=Path,
+        metavar="RUN",
+        help="train a classifier over this finished run, such as runs/NAME, which stays as it is and decides"
+        " data set, network, holdout and seed",
+    )
+    parser.add_argument(
+        "--classifier",
+        choices=CLASSIFIERS,
+        help="with --backbone: crt, a new linear head; lws, a scale for each class of the head there is",
+    )
 
 
 def _add_loss_options(parser: argparse.ArgumentParser) -> None:

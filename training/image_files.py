@@ -204,9 +204,13 @@ class _Decoder(torch.utils.data.Dataset[Any]):
 def _context() -> Any:
     """Start workers from a server without threads: forked from this process they could inherit held locks."""
     context = multiprocessing.get_context("forkserver")
+    # Each worker imports the main module anew: what that needs is imported once, in the server, but not the
+    # module itself, which Python warns about.
     main = getattr(sys.modules["__main__"], "__spec__", None)
-    # Each worker imports the main module anew: what that needs is imported once, in the server.
-    context.set_forkserver_preload([__name__, *([main.name] if main is not None else [])])
+    needed = [
+        name for name in sys.modules if name.startswith("training.") and name != getattr(main, "name", "")
+    ]
+    context.set_forkserver_preload(needed)
     return context
 
 

@@ -25,7 +25,7 @@ def make_network(name: str, n_classes: int, head: str = "linear") -> nn.Module:
         raise RunError(f"unknown head '{head}'; known are {', '.join(HEADS)}")
     network = NETWORKS[name](n_classes)
     if head != "linear":
-        place = "head" if isinstance(network, CifarResNet) else "fc"
+        place = head_name(network)
         setattr(network, place, HEADS[head](getattr(network, place).in_features, n_classes))
     return network
 
@@ -128,9 +128,14 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+def head_name(network: nn.Module) -> str:
+    """Return the name of the last layer, by which its weights are called too."""
+    return "head" if isinstance(network, CifarResNet) else "fc"
+
+
 def linear_layer(network: nn.Module) -> nn.Linear | None:
     """Return the last layer where it is a plain linear one, whose weights' norms are free."""
-    layer = getattr(network, "head", None) or getattr(network, "fc", None)
+    layer = getattr(network, head_name(network))
     return layer if type(layer) is nn.Linear else None
 
 
@@ -145,7 +150,9 @@ def count_weights(network: nn.Module) -> int:
 
 
 def decayed_parameters(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Return (weights of convolutions and linear layers, the rest): only the first get weight decay."""
-    decayed = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    """Return what trains: (weights of convolutions and linear layers, the rest); only the first decay."""
+    layers = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    decayed: list[Tensor] = [weight for weight in layers if weight.requires_grad]
     chosen = {id(parameter) for parameter in decayed}
-    return decayed, [parameter for parameter in network.parameters() if id(parameter) not in chosen]
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return decayed, [parameter for parameter in trained if id(parameter) not in chosen]

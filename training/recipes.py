@@ -112,6 +112,12 @@ PAPER_IMAGENET = Recipe("paper-imagenet", 90, 512, 0.4, 5 / 90, (), 5e-4)
 PAPER_INATURALIST = Recipe("paper-inaturalist", 90, 1024, 0.4, 5 / 90, (), 1e-4)
 PAPER_INATURALIST_152 = replace(PAPER_INATURALIST, name="paper-inaturalist-resnet152", batch_size=512)
 
+# Second stages (cRT, LWS) on a frozen backbone. An epoch of the code of Kang et al. (2020) is n_max images of
+# every class: its 10 of ImageNet-LT (5 for LWS) and 30 of iNaturalist are these many of ours.
+SECOND_STAGE = Recipe("second-stage", 30, 128, 0.1, 0.0, (1 / 3, 2 / 3), 5e-4)
+SECOND_STAGE_IMAGENET = Recipe("second-stage-imagenet", 111, 512, 0.2, 0.0, (), 5e-4, nesterov=False)
+SECOND_STAGE_INATURALIST = Recipe("second-stage-inaturalist", 558, 512, 0.2, 0.0, (), 1e-4, nesterov=False)
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -124,5 +130,8 @@ RECIPES: dict[str, Recipe] = {
         PAPER_IMAGENET,
         PAPER_INATURALIST,
         PAPER_INATURALIST_152,
+        SECOND_STAGE,
+        SECOND_STAGE_IMAGENET,
+        SECOND_STAGE_INATURALIST,
     )
 }

@@ -37,6 +37,7 @@ from training.networks import count_weights, make_network
 from training.progress import Progress
 from training.ranks import ALONE, Ranks, lost_ranks_reported
 from training.recipes import Recipe
+from training.second_stage import Weights, stage_network
 from training.step import has_bf16
 
 CHECKPOINT_EVERY_S = 30.0
@@ -61,8 +62,11 @@ def train(
     resume: bool,
     checkpoint_every_s: float = CHECKPOINT_EVERY_S,
     ranks: Ranks = ALONE,
+    backbone: Weights | None = None,
 ) -> Checkpoint | Stopped:
     """Train what the plan says in the run folder, from its checkpoint or anew, and log as it goes.
+
+    A second stage needs the weights of the `backbone` it stands on.
 
     The checkpoint is replaced whole before the first step, then every so many seconds whatever the step, at
     the end, and on the first Ctrl-C or SIGTERM. Of several ranks the leader alone touches the folder. Raises
@@ -73,7 +77,7 @@ def train(
     class_counts = np.bincount(split.trained.labels, minlength=n_classes)
     loss = make_loss(plan.loss, class_counts, plan.tau, device, options=plan.loss_options, head=plan.head)
     seed_weights(plan.seed)
-    trainee = new_trainee(make_network(plan.network, n_classes, loss.head), plan.recipe, device)
+    trainee = new_trainee(stage_network(plan, n_classes, loss.head, backbone), plan.recipe, device)
     fresh = _starting_point(plan, dataset, split, trainee=trainee, device=device, ranks=ranks)
     try:
         with _alone_in(folder) if ranks.leads else nullcontext(), lost_ranks_reported():
@@ -208,9 +212,9 @@ def _starting_point(
 
 def _batches(now: Checkpoint, split: Split, device: torch.device) -> Batches:
     mean, std = torch.tensor(now.mean, device=device), torch.tensor(now.std, device=device)
-    augmentation = now.plan.recipe.augmentation
+    augmentation, balanced = now.plan.recipe.augmentation, now.plan.second_stage is not None
     if isinstance(split.trained, ImageFiles):
-        return FileBatches(split.trained, mean, std, augmentation=augmentation)
+        return FileBatches(split.trained, mean, std, augmentation=augmentation, class_balanced=balanced)
     (images,) = split.trained.blocks(len(split.trained))
     return MemoryBatches(
         torch.from_numpy(images).to(device),
@@ -218,6 +222,7 @@ def _batches(now: Checkpoint, split: Split, device: torch.device) -> Batches:
         mean,
         std,
         augmentation=augmentation,
+        class_balanced=balanced,
     )
 
 

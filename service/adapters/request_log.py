@@ -13,7 +13,7 @@ import orjson
 if TYPE_CHECKING:
     from typing import TextIO
 
-EVERY_S: Final = 0.05
+EVERY_S: Final = 0.2
 _MOST_LINES: Final = 50_000
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 

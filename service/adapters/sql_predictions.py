@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from sqlalchemy import ColumnElement, Select, func, select, true, tuple_
+from sqlalchemy import ColumnElement, Select, bindparam, func, select, true, tuple_
 
 from service.adapters.sql_tables import (
     label_history,
@@ -49,7 +50,9 @@ if TYPE_CHECKING:
 
 _BLOCK_ROWS: Final = 8192
 _BLOCK_BYTES: Final = 8 << 20
+_ROWS_AT_ONCE: Final = 16
 
+PredictionRow = tuple[Any, ...]  # the columns of `predictions`, in their order
 Place = tuple[int, bytes]  # where a block ended: time and id of its last prediction
 
 
@@ -104,10 +107,10 @@ def versions(connection: Connection, name: str) -> list[ModelVersion]:
     ]
 
 
-def add(connection: Connection, made: Sequence[Prediction], model_ids: Mapping[tuple[str, str], int]) -> None:
-    """Keep predictions; one that is there already stays as it is."""
+def rows_of(made: Sequence[Prediction], model_ids: Mapping[tuple[str, str], int]) -> list[PredictionRow]:
+    """Return predictions as `add` takes them. Raises KeyError for a model version that is not registered."""
     logits = stored_logits([one.decision.logits for one in made])
-    rows = [
+    return [
         (
             _key(one),
             stored_time(one.created),
@@ -124,15 +127,26 @@ def add(connection: Connection, made: Sequence[Prediction], model_ids: Mapping[t
         )
         for one, stored in zip(made, logits, strict=True)
     ]
-    if rows:
-        # Past SQLAlchemy's own handling of parameters, which costs as much as the database does.
-        connection.exec_driver_sql(_compiled_add(connection.dialect), rows)
+
+
+def add(connection: Connection, rows: Sequence[PredictionRow]) -> None:
+    """Keep predictions; one that is there already stays as it is."""
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        block = rows[start : start + _ROWS_AT_ONCE]
+        # Past SQLAlchemy's own handling of parameters, which costs as much as the database does, and many
+        # rows in one statement, since after each the thread has to wait for the interpreter again.
+        statement = _compiled_add(connection.dialect, len(block))
+        connection.exec_driver_sql(statement, tuple(chain.from_iterable(block)))
 
 
 @cache
-def _compiled_add(dialect: Dialect) -> str:
-    """Return the statement that adds a row of `predictions`, for values in the order of its columns."""
-    statement = insert(predictions).on_conflict_do_nothing(index_elements=["id"])
+def _compiled_add(dialect: Dialect, n_rows: int) -> str:
+    """Return the statement that adds so many rows of `predictions`, for values in its columns' order."""
+    names = [column.name for column in predictions.columns]
+    values: list[dict[str, Any]] = [
+        {name: bindparam(f"{name}_{row}") for name in names} for row in range(n_rows)
+    ]
+    statement = insert(predictions).values(values).on_conflict_do_nothing(index_elements=["id"])
     return str(statement.compile(dialect=dialect))
 
 

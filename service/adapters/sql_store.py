@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sqlalchemy import Connection
 
+    from service.adapters.sql_predictions import PredictionRow
     from service.core.ports import Clock, Recording
     from service.core.records import (
         FeedbackItem,
@@ -115,27 +116,31 @@ class SqlStore:
 
     def keep(self, recordings: Sequence[Recording], then: Callable[[Exception | None], None]) -> None:
         """Keep what is wanted still when it is written; `then` hears of it, on the writer's thread."""
-        made = [one for recording in recordings for one in recording.predictions]
+        made = [(recording, one) for recording in recordings for one in recording.predictions]
+        # Made here, and not on the one thread that writes.
+        rows = sql_predictions.rows_of([one for _, one in made], self._model_ids)
         self._writer.post(
             self._record,
-            recordings,
+            [(recording, row) for (recording, _), row in zip(made, rows, strict=True)],
             lambda _, failure: then(failure),
             durable=False,
-            rows=len(made),
-            size_bytes=sum(_size_of(len(one.decision.logits)) for one in made),
+            rows=len(rows),
+            size_bytes=sum(_size_of(len(one.decision.logits)) for _, one in made),
         )
 
     async def record(self, predictions: Sequence[Prediction]) -> None:
         """Keep predictions; they survive a kill of the process from here on. Repeating it is harmless."""
         size = sum(_size_of(len(one.decision.logits)) for one in predictions)
-        await self._writer.submit(
-            self._record, [_Wanted(predictions)], durable=False, rows=len(predictions), size_bytes=size
-        )
+        wanted = _Wanted(predictions)
+        rows = [(wanted, row) for row in sql_predictions.rows_of(predictions, self._model_ids)]
+        await self._writer.submit(self._record, rows, durable=False, rows=len(rows), size_bytes=size)
 
-    def _record(self, connection: Connection, groups: Sequence[Sequence[Recording]]) -> list[None]:
-        wanted = [recording for group in groups for recording in group if recording.wanted]
-        made = [one for recording in wanted for one in recording.predictions]
-        sql_predictions.add(connection, made, self._model_ids)
+    def _record(
+        self, connection: Connection, groups: Sequence[Sequence[tuple[Recording, PredictionRow]]]
+    ) -> list[None]:
+        sql_predictions.add(
+            connection, [row for group in groups for recording, row in group if recording.wanted]
+        )
         return [None] * len(groups)
 
     async def prediction(self, prediction_id: UUID) -> StoredPrediction | None:

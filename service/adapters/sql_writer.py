@@ -130,13 +130,15 @@ class Writer:
 
     def check_room(self, size_bytes: int) -> None:
         """Raise Overloaded where so many bytes more are more than may wait; an empty backlog takes any."""
+        if self._backlog_bytes + size_bytes <= BACKLOG_BYTES or not self._jobs:  # a look needs no lock
+            return
         with self._changed:
-            if self._jobs and self._backlog_bytes + size_bytes > BACKLOG_BYTES:
-                raise Overloaded(
-                    "store-behind",
-                    "The store has more to write than it can keep in memory; try again.",
-                    retry_after_s=self._drain.retry_after_s(self._backlog_bytes),
-                )
+            seconds = self._drain.retry_after_s(self._backlog_bytes)
+        raise Overloaded(
+            "store-behind",
+            "The store has more to write than it can keep in memory; try again.",
+            retry_after_s=seconds,
+        )
 
     def post(
         self,

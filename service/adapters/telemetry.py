@@ -293,9 +293,11 @@ class _QuickHistogram(Collector):
 
     def observe(self, key: tuple[str, ...], value: float) -> None:
         """Count one value under these labels."""
-        if key not in self._counts:
+        counts = self._counts.get(key)
+        if counts is None:
             self.show(key)
-        self._counts[key][bisect_left(self._bounds, value)] += 1
+            counts = self._counts[key]
+        counts[bisect_left(self._bounds, value)] += 1
         self._sums[key] += value
 
     def collect(self) -> Iterator[Metric]:

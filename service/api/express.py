@@ -271,6 +271,7 @@ class ExpressCycle:
         self.response_complete = True
         self._express.intake.held_bytes -= self._size
         self._chunks = []
+        self._underway = None  # which holds `_done`: let go of, neither is left for the garbage collector
         plain = self._plain
         self._express.report(
             Exchange(plain.request_id, "POST", ROUTE, status, time.perf_counter() - plain.arrived, code)

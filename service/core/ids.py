@@ -13,6 +13,7 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 _RANDOM_BITS: Final = 74  # rand_a and rand_b together
 _VERSION: Final = 7
 _VARIANT: Final = 0b10
+_POOL_BYTES: Final = 1024
 
 
 class IdMaker:
@@ -26,18 +27,31 @@ class IdMaker:
         self._lock = threading.Lock()
         self._last_ms = -1
         self._random = 0
+        self._pool = b""
 
     def __call__(self, moment: datetime) -> UUID:
         """Return a new id that holds `moment`, which is aware, cut to the millisecond."""
         ms = (moment - _EPOCH) // _MILLISECOND
         with self._lock:
             if ms == self._last_ms:
-                self._random += 1 + secrets.randbits(32)
+                self._random += 1 + self._bits(32)
             else:  # half of the range is left free, so that adding never runs out of it
-                self._random = secrets.randbits(_RANDOM_BITS - 1)
+                self._random = self._bits(_RANDOM_BITS - 1)
                 self._last_ms = ms
             high, low = self._random >> 62, self._random & ((1 << 62) - 1)
         return UUID(int=ms << 80 | _VERSION << 76 | high << 64 | _VARIANT << 62 | low)
+
+    def _bits(self, n: int) -> int:
+        """Return n random bits, out of a pool.
+
+        Each call of the system lets another thread have the interpreter, and a thread that makes an id has
+        better things to do than to wait for it again.
+        """
+        size = -(-n // 8)
+        if len(self._pool) < size:
+            self._pool = secrets.token_bytes(_POOL_BYTES)
+        taken, self._pool = self._pool[:size], self._pool[size:]
+        return int.from_bytes(taken) >> (8 * size - n)
 
 
 def time_of(prediction_id: UUID) -> datetime | None:

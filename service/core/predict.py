@@ -72,6 +72,7 @@ class Underway(Ticket[QueuedImage, "Decision"]):
         self.told = True
         if self.timer is not None:
             self.timer.cancel()
+            self.timer = None
 
     def stages(self) -> Stages:
         """Return where the time of a finished request went, up to now."""

@@ -49,6 +49,16 @@ def test_stretched_files_give_the_batches_of_the_same_images_in_memory(root):
     assert same(made.stream(**STEPS), memory.stream(**STEPS))
 
 
+def test_balanced_batches_of_files_are_those_of_the_same_images_in_memory(root):
+    files = batches(root, STRETCH)._files
+    whole = files.in_memory()
+    images, labels = torch.from_numpy(whole.images), torch.from_numpy(whole.labels)
+    made = FileBatches(files, MEAN, STD, augmentation=STRONG, class_balanced=True)
+    memory = MemoryBatches(images, labels, MEAN, STD, augmentation=STRONG, class_balanced=True)
+    assert same(made.stream(**STEPS), memory.stream(**STEPS))
+    assert not same(made.stream(**STEPS), batches(root, STRETCH).stream(**STEPS))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")  # on two cores
 def test_batches_are_the_same_with_any_number_of_workers(root):

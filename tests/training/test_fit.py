@@ -241,7 +241,7 @@ def test_a_damaged_checkpoint_is_refused(tiny_command, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"dataset": "imagenet"}, "unknown data set 'imagenet'; known are cifar10-lt, cifar100-lt, npz"),
+        ({"dataset": "imagenet"}, "unknown data set 'imagenet'; known are cifar10-lt, cifar100-lt"),
         ({"train_file": "/nowhere/train.npz"}, "there is no file /nowhere/train.npz"),
         ({"dataset": "imagefolder", "data_dir": "/nowhere"}, "there is no folder /nowhere"),
         ({"dataset": "imagefolder"}, "--data-dir is needed"),
@@ -303,6 +303,19 @@ def test_a_disk_that_is_too_small_is_refused_before_the_images_are_read(tiny_com
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**6, 10**6))
     line = refusal(capsys, tiny_command)
     assert "has 1 MiB left; the checkpoints and the bundle of this run need" in line
+
+
+@pytest.mark.parametrize(("threads", "load", "warned"), [(4, 3.0, True), (4, 0.2, False), (1, 9.0, False)])
+def test_a_run_of_several_threads_on_busy_cores_says_that_one_may_be_faster(
+    tiny_command, tmp_path, monkeypatch, capsys, threads, load, warned
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    (tmp_path / "runs" / "tiny" / "lock").mkdir()  # it ends before the first step
+    assert main(tiny_command) == 2
+    assert ("OMP_NUM_THREADS=1" in capsys.readouterr().err) == warned
 
 
 def test_two_processes_cannot_train_in_one_folder(tiny_command, tmp_path, capsys):

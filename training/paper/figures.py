@@ -26,6 +26,8 @@ from training.paper.study import (
 
 N_BANDS = 10  # groups by frequency in figure 8
 
+_NORMS = {"cifar10-lt": (8, 13), "cifar100-lt": (4, 7)}
+
 # (tau to, error from, error to) of figures 3 and 9
 _TAU_RANGES: dict[str, dict[str, tuple[float, float, float]]] = {
     "figure3": {
@@ -76,6 +78,8 @@ def _weight_norms(name: str, figure: _Figure, study: Study) -> Report:
     rhos: list[tuple[str, ...]] = []
     for axes, panel in zip(picture.axes, panels, strict=True):
         plotting.label(axes, panel.title, "class, most frequent first", r"$\|w_y\|_2$")
+        if panel.key in _NORMS:
+            axes.set_ylim(*_NORMS[panel.key])
         for optimiser, training in (("Momentum", ERM), ("Adam", ERM_ADAM)):
             outcomes = study.outcomes(panel, training)
             error = measured([plain_errors(outcome) for outcome in outcomes])
@@ -88,6 +92,8 @@ def _weight_norms(name: str, figure: _Figure, study: Study) -> Report:
             classes = np.arange(len(mean))
             axes.plot(classes, mean, color=COLOURS[optimiser], label=optimiser)
             axes.fill_between(classes, mean - sd, mean + sd, color=COLOURS[optimiser], alpha=0.2, lw=0)
+            lower, upper = axes.get_ylim()
+            axes.set_ylim(min(lower, (mean - sd).min() - 0.2), max(upper, (mean + sd).max() + 0.2))
             rho = [float(spearmanr(counts, of_seed).statistic) for of_seed in norms]
             rhos.append((panel.title, optimiser, ", ".join(f"{value:+.2f}" for value in rho)))
             rows += [
@@ -151,10 +157,9 @@ def _against_tau(name: str, figure: _Figure, study: Study) -> Report:
             if points[0].sd is not None:
                 sds = np.array([point.sd or 0.0 for point in points])
                 axes.fill_between(taus, means - sds, means + sds, color=COLOURS[method], alpha=0.2, lw=0)
-            if (
-                high
-            ):  # the paper's range, widened where a curve of ours would be cut off at its start or lowest
-                axes.set_ylim(min(low, means.min() - 0.5), max(high, means[0] + 0.5))
+            if high:  # widen the paper's range where it would cut off the curve's start or lowest point
+                lower, upper = axes.get_ylim()
+                axes.set_ylim(min(lower, means.min() - 0.5), max(upper, means[0] + 0.5))
             rows += [
                 {"data": panel.title, "method": method, "tau": tau, **_numbers(point)}
                 for tau, point in zip(taus, points, strict=True)

@@ -31,7 +31,8 @@ class Panel:
 
 def quick_panel(profile: str) -> Panel:
     """Return the drawn images that stand in for all data sets in the quick version."""
-    return Panel("shapes-lt", "shapes-lt", Source("shapes-lt", profile=profile), "resnet8", QUICK)
+    title = "shapes-lt" if profile == "exp" else "shapes-lt (Step)"
+    return Panel("shapes-lt", title, Source("shapes-lt", profile=profile), "resnet8", QUICK)
 
 
 def cifar_panels(profile: str, data_dir: Path) -> list[Panel]:
