@@ -14,7 +14,7 @@ EXAMPLES = 2  # for each operation, and as many sequences of several; the edge c
 # No schema can say that bytes are an image, a list is as long as a model has classes, or an ETag is current.
 NOT_SAID = "positive_data_acceptance"
 
-# What the tester would not expect by itself: 412 and 413 are refusals, and who gives a millisecond gets a 504.
+# What the tester does not expect by itself: 412 and 413 refuse, and who gives a millisecond gets a 504.
 EXPECTED = """\
 [checks.not_a_server_error]
 expected-statuses = ["2xx", "3xx", "4xx", 504]
