@@ -46,7 +46,7 @@ def test_a_figure_that_needs_no_training_is_three_files(tmp_path, capsys):
     assert main(["figure6", "--out", str(out), "--runs", str(tmp_path / "runs")]) == 0
     assert capsys.readouterr().out == f"{out / 'figure6.md'}\n"
     assert sorted(path.name for path in out.iterdir()) == ["figure6.csv", "figure6.md", "figure6.png"]
-    rows = list(csv.DictReader((out / "figure6.csv").open()))
+    rows = list(csv.DictReader((out / "figure6.csv").read_text().splitlines()))
     at_zero = {row["curve"]: float(row["y"]) for row in rows if row["g"] == "1" and float(row["x"]) == 0}
     assert at_zero == pytest.approx(
         {"Balanced": 0.2, "Unequal margin": 0.2, "Balanced + margin": 0.161}, abs=5e-4
