@@ -16,7 +16,7 @@ from fastapi import Depends, FastAPI
 
 from service.adapters import telemetry as telemetry_adapter
 from service.adapters.bundles import load_all
-from service.adapters.onnx_engine import cores, installed_wheel
+from service.adapters.onnx_session import cores, installed_wheel
 from service.adapters.sql_store import SqlStore
 from service.adapters.telemetry import Telemetry
 from service.api import (
@@ -165,6 +165,7 @@ async def open_parts(settings: Settings, telemetry: Telemetry) -> AsyncIterator[
                 provider=settings.provider,
                 run_threads=settings.run_threads,
                 lone_threads=settings.lone_threads,
+                cache=settings.state_dir / "tensorrt",
                 max_pixels=settings.max_pixels,
                 listen=telemetry.batch_ran,
                 lost=_end_the_process,

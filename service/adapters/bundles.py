@@ -13,7 +13,8 @@ from bundle.manifest import ImageInput
 from bundle.preprocessing import MAX_PIXELS
 from longtail.priors import checked_source_prior
 from service.adapters import images
-from service.adapters.onnx_engine import ProviderError, build, cores
+from service.adapters.onnx_engine import build
+from service.adapters.onnx_session import ProviderError, cores
 from service.adapters.serving_graph import compose
 from service.core.batcher import Batcher, BatchReport, Capacity
 from service.core.decide import Decider
@@ -44,15 +45,16 @@ def load_all(
     capacity: Capacity | None = None,
     run_threads: int = 1,
     lone_threads: int | None = 1,
+    cache: Path | None = None,
     max_pixels: int = MAX_PIXELS,
     listen: Callable[[str, BatchReport], None] | None = None,
     lost: Callable[[str], None] | None = None,
 ) -> Models:
     """Load every bundle in `folder`, by folder name; one that cannot be served is refused, the rest load.
 
-    `default` names the default model; of `run_threads` and `lone_threads` see OnnxEngine. `listen` hears of
-    each batch, with its model's name, on the thread that ran it; `lost` that the device is gone for this
-    process. Names that begin with a dot, and plain files, are no bundles.
+    `default` names the default model; of `run_threads`, `lone_threads` and `cache` see OnnxEngine. `listen`
+    hears of each batch, with its model's name, on the thread that ran it; `lost` that the device is gone for
+    this process. Names that begin with a dot, and plain files, are no bundles.
     """
     capacity = capacity or Capacity(workers=cores())
     loaded: dict[str, LoadedModel] = {}
@@ -71,6 +73,7 @@ def load_all(
                 capacity,
                 run_threads=run_threads,
                 lone_threads=lone_threads,
+                cache=cache,
                 max_pixels=max_pixels,
                 listen=listen,
                 lost=lost,
@@ -95,6 +98,7 @@ def load(
     *,
     run_threads: int = 1,
     lone_threads: int | None = 1,
+    cache: Path | None = None,
     max_pixels: int = MAX_PIXELS,
     listen: Callable[[str, BatchReport], None] | None = None,
     lost: Callable[[str], None] | None = None,
@@ -107,6 +111,7 @@ def load(
         largest_batch=capacity.largest_batch,
         threads=run_threads,
         lone_threads=lone_threads,
+        cache=cache,
     )
     engine = WatchedEngine(built, usual_s=built.largest_run_s, lost=lost)
     decider = Decider(_decoder(bundle.manifest, max_pixels), engine, version.temperature)

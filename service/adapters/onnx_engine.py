@@ -1,109 +1,69 @@
-"""Runs serving graphs in ONNX Runtime, and says truly what it runs them on: the only file that imports it.
+"""An engine of ONNX Runtime: which sessions a graph runs in, and what their numbers mean.
 
-Asking for a provider is not getting it: without its libraries ONNX Runtime logs a line and runs on the CPU.
-So a GPU session forbids the CPU, is asked what it became, and has run every batch size before it is taken.
+It has run every batch size before it is taken, for only then is it known that the network runs here.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import importlib.metadata
-import io
 import logging
 import math
-import os
-import re
 import time
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 
+from service.adapters import onnx_session
+from service.adapters.onnx_session import (
+    FAILURES,
+    BoundRuns,
+    PlainRuns,
+    Provider,
+    ProviderError,
+    cores,
+    is_poisoned,
+    open_session,
+    reason_of,
+)
+from service.adapters.serving_graph import with_constant_top_k
 from service.core.ports import DeviceLostError, EngineError, EngineOutput
 
-# The import alone would write a device id under the home folder and look a collector up.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from service.adapters.serving_graph import ServingGraph
 
-Provider = Literal["cpu", "cuda", "tensorrt"]
 Choice = Literal["auto", "cpu", "cuda", "tensorrt"]
 
-_log = logging.getLogger("tare.engine")
-_CPU_MAX: Final = Path("/sys/fs/cgroup/cpu.max")
-_VERSION: Final = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-_SPIN_IS_LIMITED: Final = (1, 26)
 _WORTHWHILE: Final = 0.9  # of the time of one thread: below that a second session pays for its memory
-_MEASURING_S: Final = 0.15
-_WHEELS: Final = ("onnxruntime", "onnxruntime-gpu")
-_NAMES: Final[dict[Provider, str]] = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
-_CUDA_OPTIONS: Final = {
-    "cudnn_conv_algo_search": "HEURISTIC",  # exhaustive search costs half a second for each new shape
-    "arena_extend_strategy": "kSameAsRequested",  # what it takes it never gives back
-}
-# Errors after which CUDA refuses every further call of the process, by number and by words (the Runtime API
-# calls them sticky: the only remedy is another process).
-_POISONED: Final = re.compile(
-    r"CUDA (?:failure|error):? ?(?:46|214|220|226|700|70[2-9]|71[0-9]|999)\b"
-    r"|illegal memory access|device-side assert|unspecified launch failure|uncorrectable ECC"
-    r"|misaligned address|illegal instruction|invalid program counter|launch timed out|device is lost",
-    re.IGNORECASE,
-)
-# ONNX Runtime's exceptions share no base of their own.
-_FAILURES: Final[tuple[type[Exception], ...]] = (
-    RuntimeError,
-    ValueError,
-    *(
-        kind
-        for kind in vars(onnxruntime_pybind11_state).values()
-        if isinstance(kind, type) and issubclass(kind, Exception)
-    ),
-)
+_MEASURING_S: Final = 0.1
+_CONSTANT_TOP_K: Final = 10  # on a GPU; who wants more classes has them ranked from f
+
+_log = logging.getLogger("tare.engine")
 
 
-class ProviderError(EngineError):
-    """What was asked to run the network cannot be had here."""
+class Runs(Protocol):
+    """Runs the serving graph: its outputs in their order. Raises FAILURES."""
 
-
-def installed_wheel() -> str:
-    """Return which of onnxruntime and onnxruntime-gpu is installed, with its version.
-
-    Both write one folder, so that of two one is broken and pip does not say so. Raises EngineError with one
-    line that says what to do, unless exactly one is there.
-    """
-    found = []
-    for wheel in _WHEELS:
-        try:
-            found.append(f"{wheel} {importlib.metadata.version(wheel)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    if len(found) != 1:
-        have = "both are" if found else "neither is"
-        raise EngineError(
-            f"exactly one of {' and '.join(_WHEELS)} must be installed, {have}; uninstall what is there of "
-            "them, then install tare with the extra cpu or gpu"
-        )
-    return found[0]
+    def __call__(
+        self,
+        pixels: NDArray[Any],
+        factors: NDArray[np.float32],
+        offsets: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        top_k: int,
+        /,
+    ) -> list[NDArray[Any]]:
+        """Run a batch: pixels (B, ...), factors and offsets (R, L), rows (B,), each image's place in them."""
 
 
 class OnnxEngine:
-    """One session, safe from many threads: each `run` computes on the calling thread (and the GPU).
+    """Safe from many threads. On a CPU each `run` computes on its calling thread; a GPU does one at a time.
 
-    On a CPU a second session may stand beside it, whose runs spread over more threads: for runs that are
-    alone.
+    On a CPU a second session may stand beside the first, whose runs spread over more threads: for runs that
+    are alone.
     """
 
     def __init__(
@@ -114,38 +74,36 @@ class OnnxEngine:
         largest_batch: int,
         threads: int = 1,
         lone_threads: int | None = 1,
+        cache: Path | None = None,
     ):
         """Load and warm up. `threads` is what one `run` spreads over; callers in parallel use cores better.
 
         `lone_threads` is what one spreads over that is alone, on a CPU; None is all cores if that is measured
-        to be faster.
+        to be faster. `cache` is a folder for what TensorRT builds.
 
         Raises ProviderError where the provider cannot be had, EngineError where the graph does not run.
         """
         self._graph = graph
         self._provider = provider
+        self._largest_batch = largest_batch
         self._sizes = _batch_sizes(provider, largest_batch)
         self.largest_run_s = 0.0
-        if _NAMES[provider] not in onnxruntime.get_available_providers():
+        if not onnx_session.is_built_in(provider):
             raise ProviderError(f"this onnxruntime is built without {provider}; install the extra gpu")
-        missing = [] if provider == "cpu" else _missing_libraries()
+        missing = [] if provider == "cpu" else onnx_session.missing_libraries()
         try:
-            self._session = _session(graph.model, provider, threads)
-            granted = self._session.get_providers()[0]
-            if granted != _NAMES[provider]:
-                raise ProviderError(
-                    "; ".join([f"{provider} was asked for, onnxruntime runs on {granted}", *missing])
-                )
-            for size in self._sizes:
-                started = time.perf_counter()
-                self._warm_up(self._session, size)
-                self.largest_run_s = time.perf_counter() - started
-            self._lone = self._session
-            if provider == "cpu" and lone_threads != 1:
-                self._lone = self._faster_alone(threads, lone_threads)
-        except _FAILURES as failure:
+            if provider == "cpu":
+                self._runs: Runs = PlainRuns(open_session(graph, "cpu", threads), graph)
+                self._warm(self._runs)
+                self._lone = self._runs if lone_threads == 1 else self._faster_alone(threads, lone_threads)
+            else:
+                self._graph = with_constant_top_k(graph, min(_CONSTANT_TOP_K, graph.n_classes))
+                self._runs = self._lone = self._bound(threads, cache)
+        except ProviderError as failure:
+            raise ProviderError("; ".join([str(failure), *missing])) from failure
+        except FAILURES as failure:
             kind = EngineError if provider == "cpu" else ProviderError
-            reason = "; ".join(missing) or _reason(failure)  # a missing library shows as something else
+            reason = "; ".join(missing) or reason_of(failure)  # a missing library shows as something else
             raise kind(f"the network does not run on {provider}: {reason}") from failure
 
     @property
@@ -165,17 +123,16 @@ class OnnxEngine:
     ) -> EngineOutput:
         """Answer a batch: see service.core.ports.Engine. Raises DeviceLostError where the GPU is gone."""
         try:
-            session = self._lone if alone else self._session
-            return self._run(session, pixels, offsets, rows, top_k, factors=factors)
-        except _FAILURES as failure:
-            kind = (
-                DeviceLostError if self._provider != "cpu" and _POISONED.search(str(failure)) else EngineError
-            )
-            raise kind(f"the network failed: {_reason(failure)}") from failure
+            runs = self._lone if alone else self._runs
+            return self._run(runs, pixels, offsets, rows, top_k, factors=factors)
+        except FAILURES as failure:
+            lost = self._provider != "cpu" and is_poisoned(failure)
+            kind = DeviceLostError if lost else EngineError
+            raise kind(f"the network failed: {reason_of(failure)}") from failure
 
     def _run(
         self,
-        session: onnxruntime.InferenceSession,
+        runs: Runs,
         pixels: NDArray[Any],
         offsets: NDArray[np.float64],
         rows: NDArray[np.int64],
@@ -183,97 +140,92 @@ class OnnxEngine:
         *,
         factors: NDArray[np.float64] | None = None,
     ) -> EngineOutput:
-        graph, names = self._graph, self._graph.inputs
-        images = len(pixels)
+        graph, images, k = self._graph, len(pixels), min(top_k, self._graph.n_classes)
         # A row less its largest entry is small where it matters, so float32 keeps the winners exact however
         # far tau spreads the classes; the constant changes no rank and comes back in float64 below.
-        shifts = offsets.max(axis=1)
-        scales = None
+        shifts, scales, centred, scaled = offsets.max(axis=1), None, offsets, factors
         if factors is not None:
             # A row divided by its largest factor keeps its ranks, and each score its own precision.
             scales = factors.max(axis=1, keepdims=True)
             shifts[(factors != 1).any(axis=1)] = 0
-            factors, offsets = factors / scales, offsets / scales
-        centred = (offsets - shifts[:, None]).astype(np.float32)
-        padded, padded_rows = self._padded(pixels, rows)
-        out = graph.outputs
-        indices, scores, log_sum, plain_index, plain_score, plain_log_sum, logits = (
-            array[:images]
-            for array in session.run(
-                [
-                    out.indices,
-                    out.scores,
-                    out.log_sum,
-                    out.unadjusted_index,
-                    out.unadjusted_score,
-                    out.unadjusted_log_sum,
-                    out.logits,
-                ],
-                {
-                    names.pixels: padded,
-                    names.factors: np.ones_like(centred) if factors is None else factors.astype(np.float32),
-                    names.offsets: centred,
-                    names.rows: padded_rows,
-                    names.top_k: np.array([min(top_k, graph.n_classes)], dtype=np.int64),
-                },
-            )
+            scaled, centred = factors / scales, offsets / scales
+        centred = (centred - shifts[:, None]).astype(np.float32)
+        ones = np.ones_like(centred) if scaled is None else scaled.astype(np.float32)
+        indices, scores, log_sum, plain_index, plain_score, plain_log_sum, logits = runs(
+            pixels, ones, centred, rows, k
         )
         if logits.shape != (images, graph.n_classes):
             raise EngineError(f"the network gives logits of shape {logits.shape} for {images} images")
         whole = scores + shifts[rows][:, None]
         if scales is not None:
             whole *= scales[rows]
+        log_partition = whole[:, 0] / graph.temperature + log_sum
+        if k > scores.shape[1]:
+            indices, whole = _best(logits, offsets[rows], None if factors is None else factors[rows], k)
         plain = plain_score[:, 0] + np.float64(graph.unadjusted_shift)
         return EngineOutput(
-            indices=indices,
-            scores=whole,
-            log_partition=whole[:, 0] / graph.temperature + log_sum,
+            indices=indices[:, :k],
+            scores=whole[:, :k],
+            log_partition=log_partition,
             unadjusted_index=plain_index[:, 0],
             unadjusted_score=plain,
             unadjusted_log_partition=plain / graph.temperature + plain_log_sum,
             logits=logits,
         )
 
-    def _padded(
-        self, pixels: NDArray[Any], rows: NDArray[np.int64]
-    ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-        """Fill a batch up to a size that was warmed up, where the provider tunes itself to each size."""
-        if self._provider == "cpu":
-            return pixels, rows
-        missing = next((size for size in self._sizes if size >= len(pixels)), len(pixels)) - len(pixels)
-        if not missing:
-            return pixels, rows
-        return np.concatenate([pixels, np.repeat(pixels[:1], missing, axis=0)]), np.concatenate(
-            [rows, np.zeros(missing, dtype=np.int64)]
-        )
+    def _bound(self, threads: int, cache: Path | None) -> Runs:
+        """Return runs on a GPU, each batch size recorded as a CUDA graph if the network lets it be."""
+        try:
+            return self._bound_runs(threads, cache, capture=True)
+        except FAILURES as failure:
+            if is_poisoned(failure):
+                raise
+            _log.info("the network cannot be recorded as a CUDA graph: %s", reason_of(failure))
+        return self._bound_runs(threads, cache, capture=False)
 
-    def _faster_alone(self, threads: int, lone_threads: int | None) -> onnxruntime.InferenceSession:
-        """Return a session of more threads for runs that are alone; the usual one where that is no slower."""
+    def _bound_runs(self, threads: int, cache: Path | None, *, capture: bool) -> Runs:
+        session = open_session(
+            self._graph, self._provider, threads, capture=capture, sizes=self._sizes, cache=cache
+        )
+        runs = BoundRuns(session, self._graph, self._sizes, capture=capture)
+        self._warm(runs)  # may be spent on choosing algorithms and recording
+        self._warm(runs)
+        return runs
+
+    def _warm(self, runs: Runs) -> None:
+        """Run every size, and note how long the largest batch takes."""
+        for size in self._sizes:
+            started = time.perf_counter()
+            self._warm_up(runs, size)
+            self.largest_run_s = (time.perf_counter() - started) * self._largest_batch / size
+
+    def _faster_alone(self, threads: int, lone_threads: int | None) -> Runs:
+        """Return runs on more threads for those that are alone; the usual ones where that is no faster."""
         spread = cores() if lone_threads is None else lone_threads
         if spread == threads:
-            return self._session
-        lone = _session(self._graph.model, self._provider, spread, spin=True)
+            return self._runs
+        lone = PlainRuns(open_session(self._graph, "cpu", spread, spin=True), self._graph)
         self._warm_up(lone, 1)
         if lone_threads is not None:
             return lone
-        one, many = self._shortest_runs(self._session, lone)
+        one, many = self._shortest_runs(self._runs, lone)
         _log.info("one image takes %.2f ms, %.2f ms spread over %d threads", one * 1e3, many * 1e3, spread)
-        return lone if many < _WORTHWHILE * one else self._session
+        return lone if many < _WORTHWHILE * one else self._runs
 
-    def _shortest_runs(self, *sessions: onnxruntime.InferenceSession) -> list[float]:
-        """Return the shortest of each session's runs of one image, taken in turns, in seconds."""
-        shortest = [math.inf] * len(sessions)
+    def _shortest_runs(self, *all_runs: Runs) -> list[float]:
+        """Return the shortest run of one image by each, taken in turns, in seconds."""
+        shortest = [math.inf] * len(all_runs)
         stop = time.perf_counter() + _MEASURING_S
         while time.perf_counter() < stop or math.inf in shortest:
-            for place, session in enumerate(sessions):
+            for place, runs in enumerate(all_runs):
                 started = time.perf_counter()
-                self._warm_up(session, 1)
+                self._warm_up(runs, 1)
                 shortest[place] = min(shortest[place], time.perf_counter() - started)
         return shortest
 
-    def _warm_up(self, session: onnxruntime.InferenceSession, size: int) -> None:
+    def _warm_up(self, runs: Runs, size: int) -> None:
         noise, offsets = self._graph.input.noise(size), np.zeros((1, self._graph.n_classes))
-        self._run(session, noise, offsets, np.zeros(size, dtype=np.int64), self._graph.n_classes)
+        self._run(runs, noise, offsets, np.zeros(size, dtype=np.int64), 1)
 
 
 def build(
@@ -283,17 +235,23 @@ def build(
     largest_batch: int,
     threads: int = 1,
     lone_threads: int | None = 1,
+    cache: Path | None = None,
 ) -> OnnxEngine:
     """Build an engine on the provider chosen; `auto` takes CUDA where it truly works, else the CPU.
 
     Takes and raises what OnnxEngine does: a provider that was named is had or refused, never replaced.
     """
     engine = partial(
-        OnnxEngine, graph, largest_batch=largest_batch, threads=threads, lone_threads=lone_threads
+        OnnxEngine,
+        graph,
+        largest_batch=largest_batch,
+        threads=threads,
+        lone_threads=lone_threads,
+        cache=cache,
     )
     if choice != "auto":
         return engine(choice)
-    if _NAMES["cuda"] in onnxruntime.get_available_providers():
+    if onnx_session.is_built_in("cuda"):
         try:
             return engine("cuda")
         except ProviderError as failure:
@@ -301,64 +259,24 @@ def build(
     return engine("cpu")
 
 
-def cores() -> int:
-    """Return the cores this process may use: what it is pinned to, and what its container is allowed."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = _CPU_MAX.read_text().split()
-    except (OSError, ValueError):
-        return allowed
-    return allowed if quota == "max" else max(1, min(allowed, math.ceil(int(quota) / int(period))))
-
-
-def _session(
-    model: bytes, provider: Provider, threads: int, *, spin: bool = False
-) -> onnxruntime.InferenceSession:
-    """Return a session; `spin` lets its threads wait busily for a moment, ready for the next step."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors; what fails is raised
-    spin = spin and _VERSION >= _SPIN_IS_LIMITED  # before that it burns 25 ms of a core after every run
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    if spin:
-        options.add_session_config_entry("session.intra_op.spin_duration_us", "1000")
-    providers: Sequence[str | tuple[str, dict[str, str]]]
-    cuda = (_NAMES["cuda"], _CUDA_OPTIONS)
-    if provider == "cpu":
-        providers = [_NAMES["cpu"]]
-    else:
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        providers = [cuda] if provider == "cuda" else [_NAMES["tensorrt"], cuda]
-    return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
-
-
-def _missing_libraries() -> list[str]:
-    """Load pip's CUDA and cuDNN, which are not on the system's path; say what was not found there.
-
-    That alone is no failure: they may be on the system's path.
-    """
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return ["there is no NVIDIA driver (libcuda.so.1)"]
-    with contextlib.redirect_stdout(io.StringIO()) as said:  # it prints what fails, and returns normally
-        onnxruntime.preload_dlls()
-    return [line for line in said.getvalue().splitlines() if line.startswith("Failed to load")]
-
-
 def _batch_sizes(provider: Provider, largest: int) -> tuple[int, ...]:
-    """The sizes to warm up. A GPU chooses its algorithms by shape, so there the sizes are a closed set."""
+    """The sizes to warm up. A GPU chooses its algorithms by shape, so there the sizes are a closed set.
+
+    A CPU takes any; it is shown that the network takes more than one, and not kept from its start for long.
+    """
     if provider == "cpu":
-        return tuple(sorted({1, largest}))
+        return (1,) if largest == 1 else (1, 2)
     return (*(1 << power for power in range((largest - 1).bit_length())), largest)
 
 
-def _reason(failure: Exception) -> str:
-    """One line of an ONNX Runtime message, without its source files and status numbers."""
-    lines = str(failure).strip().splitlines() or [type(failure).__name__]
-    line = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", lines[0])
-    line = re.sub(r"/\S+\.(?:cc|cpp|h|cu):\d+\s*", "", line)
-    line = line.partition(" ; GPU=")[0]  # behind it CUDA's failures name the host, a source file and its line
-    return line[:300]
+def _best(
+    logits: NDArray[np.float32],
+    offsets: NDArray[np.float64],
+    factors: NDArray[np.float64] | None,
+    k: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Rank more classes than the graph does: the k best of f * factor + offset, ties to the lower index."""
+    with np.errstate(invalid="ignore"):  # in rows that are not finite, which mean nothing
+        scores = logits.astype(np.float64) * (1 if factors is None else factors) + offsets
+    indices = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return indices, np.take_along_axis(scores, indices, axis=1)

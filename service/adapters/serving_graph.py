@@ -10,7 +10,7 @@ The network's own opset and precision stay; all that is ours is float32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -83,6 +83,21 @@ class ServingGraph:
     temperature: float
     unadjusted_shift: float
     """The largest logit_offset, taken off in the graph: unadjusted_score + this is f + b."""
+    top_k: int | None = None
+    """K where it is a constant of the graph and no input."""
+
+    def output_shapes(self, batch: int, k: int) -> list[tuple[str, tuple[int, ...], type[np.generic]]]:
+        """Return the outputs in their order for a batch: name, shape, type."""
+        out = self.outputs
+        return [
+            (out.indices, (batch, k), np.int64),
+            (out.scores, (batch, k), np.float32),
+            (out.log_sum, (batch,), np.float32),
+            (out.unadjusted_index, (batch, 1), np.int64),
+            (out.unadjusted_score, (batch, 1), np.float32),
+            (out.unadjusted_log_sum, (batch,), np.float32),
+            (out.logits, (batch, self.n_classes), np.float32),
+        ]
 
 
 def compose(bundle: Bundle) -> ServingGraph:
@@ -128,6 +143,17 @@ def compose(bundle: Bundle) -> ServingGraph:
         manifest.temperature,
         shift,
     )
+
+
+def with_constant_top_k(graph: ServingGraph, top_k: int) -> ServingGraph:
+    """Return the graph with K as a constant, so that every shape in it follows from the batch's."""
+    model = onnx.load_from_string(graph.model)
+    kept = [value for value in model.graph.input if value.name != graph.inputs.top_k]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    constant = numpy_helper.from_array(np.array([top_k], dtype=np.int64), graph.inputs.top_k)
+    model.graph.initializer.append(constant)
+    return replace(graph, model=model.SerializeToString(), top_k=top_k)
 
 
 def _check_numbers(manifest: Manifest) -> None:

@@ -31,10 +31,9 @@ def run(session: Any, *arguments: Any) -> Any:
     return _real(session, *arguments)
 
 
-def on_a_gpu(engine: OnnxEngine, *arguments: Any) -> Any:
+def on_a_gpu(engine: OnnxEngine, *arguments: Any, **options: Any) -> Any:
     engine._provider = "cuda"
-    engine._padded = lambda pixels, rows: (pixels, rows)  # type: ignore[method-assign]
-    return _run(engine, *arguments)
+    return _run(engine, *arguments, **options)
 
 
 _run = OnnxEngine.run

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,9 +15,13 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from service.adapters import onnx_engine
-from service.adapters.onnx_engine import OnnxEngine, ProviderError, build, cores, installed_wheel
-from service.adapters.serving_graph import compose
+from bundle.files import read
+from longtail import adjustment as formula
+from longtail.priors import checked_source_prior, prior_from_counts
+from service.adapters import onnx_engine, onnx_session
+from service.adapters.onnx_engine import OnnxEngine, build
+from service.adapters.onnx_session import BoundRuns, ProviderError, cores, installed_wheel, open_session
+from service.adapters.serving_graph import compose, with_constant_top_k
 from service.core.ports import DeviceLostError, EngineError
 from tests import tiny
 from tests.service import networks
@@ -110,13 +115,13 @@ def promised_cuda(monkeypatch):
 
 
 def test_a_session_that_fell_back_to_the_cpu_is_not_taken_for_cuda(graph, promised_cuda, monkeypatch):
-    monkeypatch.setattr(onnx_engine, "_missing_libraries", list)
+    monkeypatch.setattr(onnx_session, "missing_libraries", list)
     with pytest.raises(ProviderError, match="CPUExecutionProvider"):
         build(graph, "cuda", largest_batch=4)
 
 
 def test_auto_says_that_it_took_the_cpu_and_why(graph, promised_cuda, caplog, monkeypatch):
-    monkeypatch.setattr(onnx_engine, "_missing_libraries", list)
+    monkeypatch.setattr(onnx_session, "missing_libraries", list)
     assert build(graph, "auto", largest_batch=4).provider == "cpu"
     assert "CUDA is built in but not to be had, the CPU is taken" in caplog.text
     assert "CPUExecutionProvider" in caplog.text
@@ -145,12 +150,13 @@ def test_gpu_batches_are_filled_up_to_a_closed_set_of_sizes():
     assert onnx_engine._batch_sizes("cuda", 16) == (1, 2, 4, 8, 16)
     assert onnx_engine._batch_sizes("cuda", 12) == (1, 2, 4, 8, 12)
     assert onnx_engine._batch_sizes("cuda", 1) == (1,)
-    assert onnx_engine._batch_sizes("cpu", 16) == (1, 16)
+    assert onnx_engine._batch_sizes("cpu", 16) == (1, 2)
+    assert onnx_engine._batch_sizes("cpu", 1) == (1,)
 
 
 def test_a_lone_run_on_more_threads_gives_the_same_answer(graph):
     engine = OnnxEngine(graph, "cpu", largest_batch=4, lone_threads=2)
-    assert engine._lone is not engine._session
+    assert engine._lone is not engine._runs
     table, rows = RNG.normal(0, 20, (1, 6)), np.zeros(1, dtype=np.int64)
     usual, alone = (engine.run(PIXELS[:1], table, rows, 6, alone=alone) for alone in (False, True))
     np.testing.assert_array_equal(usual.indices, alone.indices)
@@ -164,13 +170,139 @@ def test_more_threads_for_a_lone_run_are_kept_only_where_they_are_measured_to_pa
     monkeypatch.setattr(onnx_engine, "cores", lambda: 2)
     monkeypatch.setattr(OnnxEngine, "_shortest_runs", lambda *_: [0.001, spread_s])
     engine = OnnxEngine(graph, "cpu", largest_batch=4, lone_threads=None)
-    assert (engine._lone is not engine._session) == kept
+    assert (engine._lone is not engine._runs) == kept
 
 
 def test_on_one_core_there_is_nothing_to_spread_over(graph, monkeypatch):
     monkeypatch.setattr(onnx_engine, "cores", lambda: 1)
     engine = OnnxEngine(graph, "cpu", largest_batch=4, lone_threads=None)
-    assert engine._lone is engine._session
+    assert engine._lone is engine._runs
+
+
+@pytest.fixture
+def gpu_on_a_cpu(monkeypatch):
+    """What a GPU's engine does, with its buffers in the CPU's memory: all of it but the device."""
+    real_session, real_runs, asked = onnx_session.open_session, onnx_session.BoundRuns, []
+
+    def open_on_the_cpu(graph, provider, threads, **options):
+        asked.append((provider, options))
+        return real_session(graph, "cpu", threads)
+
+    def bound(session, graph, sizes, *, capture):
+        return real_runs(session, graph, sizes, device="cpu", capture=capture)
+
+    monkeypatch.setattr(onnx_session, "is_built_in", lambda provider: True)
+    monkeypatch.setattr(onnx_session, "missing_libraries", list)
+    monkeypatch.setattr(onnx_engine, "open_session", open_on_the_cpu)
+    monkeypatch.setattr(onnx_engine, "BoundRuns", bound)
+    return asked
+
+
+def test_bound_batches_of_any_size_give_the_answers_of_plain_ones(graph, gpu_on_a_cpu):
+    bound, plain = (OnnxEngine(graph, provider, largest_batch=12) for provider in ("cuda", "cpu"))
+    assert (bound.provider, gpu_on_a_cpu[0][1]["capture"]) == ("cuda", True)
+    table, factors = RNG.normal(0, 20, (16, 6)), RNG.uniform(0.5, 2, (16, 6))
+    for size in (12, 1, 3, 2, 5, 7, 8, 11):  # rows that a larger batch left behind change nothing
+        for top_k in (1, 2, 6):
+            for of in (None, factors):
+                rows = RNG.integers(0, 16, size)
+                found = bound.run(PIXELS[:size], table, rows, top_k, factors=of)
+                expected = plain.run(PIXELS[:size], table, rows, top_k, factors=of)
+                np.testing.assert_array_equal(found.indices, expected.indices)
+                np.testing.assert_array_equal(found.unadjusted_index, expected.unadjusted_index)
+                for name in (
+                    "scores",
+                    "log_partition",
+                    "unadjusted_score",
+                    "unadjusted_log_partition",
+                    "logits",
+                ):
+                    np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-5)
+
+
+def test_more_classes_than_the_graph_ranks_are_ranked_from_the_logits(graph, gpu_on_a_cpu, monkeypatch):
+    monkeypatch.setattr(onnx_engine, "_CONSTANT_TOP_K", 2)
+    bound, plain = (OnnxEngine(graph, provider, largest_batch=4) for provider in ("cuda", "cpu"))
+    table = RNG.normal(0, 20, (4, 6))
+    table[1, 3] = -np.inf
+    for of in (None, RNG.uniform(0.5, 2, (4, 6))):
+        found = bound.run(PIXELS[:4], table, np.arange(4), 5, factors=of)
+        expected = plain.run(PIXELS[:4], table, np.arange(4), 5, factors=of)
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+        np.testing.assert_allclose(found.log_partition, expected.log_partition, atol=1e-5)
+
+
+def test_a_network_that_cannot_be_recorded_runs_on_the_gpu_without(graph, gpu_on_a_cpu, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    bound = onnx_engine.BoundRuns
+
+    def refuse(session, graph, sizes, *, capture):
+        if capture:
+            raise RuntimeError("This session cannot use the graph capture feature: it has control flow nodes")
+        return bound(session, graph, sizes, capture=capture)
+
+    monkeypatch.setattr(onnx_engine, "BoundRuns", refuse)
+    engine = OnnxEngine(graph, "cuda", largest_batch=4)
+    assert [options["capture"] for _, options in gpu_on_a_cpu] == [True, False]
+    assert "control flow nodes" in caplog.text
+    assert engine.run(PIXELS[:3], np.zeros((1, 6)), np.zeros(3, np.int64), 1).indices.shape == (3, 1)
+
+
+def test_the_constant_k_is_no_input_any_more_and_shapes_follow_from_the_batch(graph):
+    fixed = with_constant_top_k(graph, 3)
+    session = open_session(fixed, "cpu", 1)
+    assert graph.inputs.top_k not in {one.name for one in session.get_inputs()}
+    runs = BoundRuns(session, fixed, (1, 2), device="cpu")
+    offsets = RNG.normal(0, 1, (2, 6)).astype(np.float32)
+    answers = runs(PIXELS[:2], np.ones_like(offsets), offsets, np.arange(2), 3)
+    expected = [shape for _, shape, _ in fixed.output_shapes(2, 3)]
+    assert [answer.shape for answer in answers] == expected
+
+
+def test_tensorrt_keeps_its_engines_by_network_and_runtime(graph, tmp_path):
+    cache = tmp_path / "engines"
+    options = onnx_session._tensorrt_options(graph, (1, 2, 16), cache)
+    (folder,) = cache.iterdir()
+    assert options["trt_engine_cache_path"] == str(folder)
+    assert onnxruntime.__version__ in folder.name
+    names = graph.inputs
+    assert f"{names.pixels}:16x{tiny.SIZE}x{tiny.SIZE}x3" in options["trt_profile_max_shapes"]
+    assert f"{names.offsets}:1x6" in options["trt_profile_min_shapes"]
+    other = with_constant_top_k(graph, 3)
+    onnx_session._tensorrt_options(other, (1,), cache)
+    assert len(list(cache.iterdir())) == 2
+
+
+SHIPPED = Path(__file__).parents[2] / "models" / "cifar100-lt-erm"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 8, 16, 32])
+def test_a_real_network_in_the_serving_graph_is_the_network_and_the_formula(size):
+    bundle = read(SHIPPED)
+    manifest = bundle.manifest
+    pixels = RNG.integers(0, 256, (size, 32, 32, 3), dtype=np.uint8)
+    spec = manifest.input
+    scaled = (pixels * spec.scale - np.array(spec.mean)) / np.array(spec.std)
+    session = onnxruntime.InferenceSession(bundle.model_bytes(), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {manifest.graph.input: scaled.transpose(0, 3, 1, 2).astype(np.float32)})
+    engine = OnnxEngine(compose(bundle), "cpu", largest_batch=32)
+    source = checked_source_prior(manifest.source_prior)
+    classes = len(source)
+    target = prior_from_counts(RNG.integers(0, 50, classes))
+    taus = [0.0, 0.5, 1.0, 1.7, 10.0, 100.0]
+    for tau in taus:
+        offset = np.array(manifest.logit_offset) + formula.adjustment(source, target, tau)
+        out = engine.run(pixels, offset[None], np.zeros(size, dtype=np.int64), classes)
+        allowed = 1e-5 * max(1, np.abs(logits).max())
+        np.testing.assert_allclose(out.logits, logits, atol=allowed)
+        scores = out.logits.astype(np.float64) + offset
+        best = formula.top_k(scores, 1)[:, 0]
+        np.testing.assert_array_equal(out.indices[:, 0], best)
+        possible = np.isfinite(np.take_along_axis(scores, out.indices, axis=1))
+        found, exact = out.scores[possible], np.take_along_axis(scores, out.indices, axis=1)[possible]
+        assert (np.abs(found - exact) <= np.maximum(1e-4, 1e-6 * np.abs(exact))).all()
 
 
 class Broken:
@@ -179,7 +311,7 @@ class Broken:
     def __init__(self, message):
         self.message = message
 
-    def run(self, *_):
+    def __call__(self, *_):
         raise RuntimeError(self.message)
 
 
@@ -204,7 +336,7 @@ OUT_OF_MEMORY = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : CUDA failure 2: ou
 def test_a_poisoned_cuda_context_is_told_from_failures_that_pass(graph, provider, message, kind):
     engine = OnnxEngine(graph, "cpu", largest_batch=1)
     engine._provider = provider
-    engine._session = Broken(message)
+    engine._runs = Broken(message)
     with pytest.raises(EngineError) as failure:
         engine.run(PIXELS[:1], np.zeros((1, 6)), np.zeros(1, dtype=np.int64), 1)
     assert type(failure.value) is kind
@@ -239,7 +371,7 @@ def test_the_import_leaves_no_file_in_an_empty_home(tmp_path):
     home.mkdir()
     environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY" and "XDG" not in k}
     subprocess.run(
-        [sys.executable, "-B", "-c", "import service.adapters.onnx_engine"],
+        [sys.executable, "-B", "-c", "import service.adapters.onnx_session"],
         env={**environment, "HOME": str(home)},
         check=True,
     )
@@ -253,6 +385,6 @@ def test_the_import_leaves_no_file_in_an_empty_home(tmp_path):
 def test_cores_are_those_a_container_is_allowed(tmp_path, monkeypatch, text, expected):
     quota = tmp_path / "cpu.max"
     quota.write_text(text)
-    monkeypatch.setattr(onnx_engine, "_CPU_MAX", quota)
-    monkeypatch.setattr(onnx_engine.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(onnx_session, "_CPU_MAX", quota)
+    monkeypatch.setattr(onnx_session.os, "sched_getaffinity", lambda _: set(range(8)))
     assert cores() == expected

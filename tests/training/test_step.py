@@ -1,5 +1,7 @@
 """The step never reads a value back, so that a GPU can run ahead; recorded, it is the same step."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from training.step import Step
 CPU = torch.device("cpu")
 COUNTS = np.array([30, 20, 10])
 RECIPE = COSINE.__class__(**{**COSINE.__dict__, "batch_size": 16})
+CHANGING = replace(RECIPE, small_side=0.75, small_until=0.5, averaging=0.9)
 READS_BACK = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "_unique2"}
 
 
@@ -66,7 +69,7 @@ def test_no_loss_and_no_batch_makes_the_step_wait_for_the_device(name, deferred)
     )
     loss = make_loss(name, COUNTS, tau, CPU, options=options)
     for optimizer in ("sgd", "adam"):
-        recipe = with_optimizer(RECIPE, optimizer)
+        recipe = with_optimizer(CHANGING, optimizer)
         seed_weights(0)
         trainee = new_trainee(make_network("resnet20", 3, loss.head), recipe, CPU)
         steps = fit(trainee, data(), loss, recipe, total_steps=3, seed=0)

@@ -1,6 +1,7 @@
 """The command that makes the paper's tables and figures: `python -m training.paper NAME`."""
 
 import argparse
+import math
 import shlex
 import sys
 import time
@@ -56,7 +57,7 @@ def _jobs(entries: list[Entry], study: Study) -> list[Job]:
     """Return what is to be trained, each once: the first seed of everything before the second of anything."""
     of_panels = [study.jobs(panel, trainings) for entry in entries for panel, trainings in entry.needs(study)]
     ordered = [job for seed in zip_longest(*of_panels, fillvalue=[]) for jobs in seed for job in jobs]
-    return list({job.plan: job for job in ordered}.values())
+    return list({job.target: job for job in ordered}.values())
 
 
 def _say_what_is_left(ended: list[Ended], progress: Progress) -> int:
@@ -110,8 +111,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--datasets", help="by commas: train on these only; the others' panels are empty")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default %(default)s")
     add("--jobs", type=at_least(1), default=1, help="trainings side by side on the device (default 1)")
-    add("--minutes", type=float, help="stop in good order after so many; the same command goes on")
+    add("--minutes", type=_minutes, help="stop in good order after so many; the same command goes on")
     return parser
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"must be a number of minutes above zero, not {text}")
+    return value
 
 
 if __name__ == "__main__":

@@ -157,10 +157,9 @@ def _against_tau(name: str, figure: _Figure, study: Study) -> Report:
             if points[0].sd is not None:
                 sds = np.array([point.sd or 0.0 for point in points])
                 axes.fill_between(taus, means - sds, means + sds, color=COLOURS[method], alpha=0.2, lw=0)
-            if (
-                high
-            ):  # the paper's range, widened where a curve of ours would be cut off at its start or lowest
-                axes.set_ylim(min(low, means.min() - 0.5), max(high, means[0] + 0.5))
+            if high:  # widen the paper's range where it would cut off the curve's start or lowest point
+                lower, upper = axes.get_ylim()
+                axes.set_ylim(min(lower, means.min() - 0.5), max(upper, means[0] + 0.5))
             rows += [
                 {"data": panel.title, "method": method, "tau": tau, **_numbers(point)}
                 for tau, point in zip(taus, points, strict=True)
