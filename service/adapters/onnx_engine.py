@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Choice = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 _WORTHWHILE: Final = 0.9  # of the time of one thread: below that a second session pays for its memory
-_MEASURING_S: Final = 0.15
+_MEASURING_S: Final = 0.1
 _CONSTANT_TOP_K: Final = 10  # on a GPU; who wants more classes has them ranked from f
 
 _log = logging.getLogger("tare.engine")

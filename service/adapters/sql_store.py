@@ -115,10 +115,13 @@ class SqlStore:
         self._writer.check_room(predictions * _size_of(n_classes))
 
     def keep(self, recordings: Sequence[Recording], then: Callable[[Exception | None], None]) -> None:
-        """Keep what is wanted still when it is written; `then` hears of it, on the writer's thread."""
+        """Keep what is wanted still when it is written; `then` hears of it, on the thread that wrote."""
         made = [(recording, one) for recording in recordings for one in recording.predictions]
-        # Made here, and not on the one thread that writes.
-        rows = sql_predictions.rows_of([one for _, one in made], self._model_ids)
+        try:
+            rows = sql_predictions.rows_of([one for _, one in made], self._model_ids)
+        except KeyError as failure:
+            then(failure)
+            return
         self._writer.post(
             self._record,
             [(recording, row) for (recording, _), row in zip(made, rows, strict=True)],
@@ -126,6 +129,7 @@ class SqlStore:
             durable=False,
             rows=len(rows),
             size_bytes=sum(_size_of(len(one.decision.logits)) for _, one in made),
+            here=True,
         )
 
     async def record(self, predictions: Sequence[Prediction]) -> None:

@@ -1,8 +1,9 @@
-"""The one thread that writes: what many callers ask for becomes one commit.
+"""One writes at a time: what many callers ask for becomes one commit.
 
-A sync to disk costs the same for one row as for hundreds, so the thread takes whatever waits (up to
+A sync to disk costs the same for one row as for hundreds, so the writer's thread takes whatever waits (up to
 GROUP_ROWS), commits it as one transaction and then answers every caller. A caller is answered after the
-commit and never before; one whose work fails does not take its neighbours along.
+commit and never before; one whose work fails does not take its neighbours along. A thread that may wait, and
+finds that nobody writes, takes the turn itself.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Writer:
         chores: Callable[[Connection], bool],
         listen: Callable[[float], None] | None = None,
     ) -> None:
-        """`listen` hears the seconds of every commit, on the writer's thread."""
+        """`listen` hears the seconds of every commit, on the thread that made it."""
         self._database = database
         self._chores = chores
         self._listen = listen
@@ -87,6 +88,8 @@ class Writer:
         self._closing = False
         self._durable: bool | None = None
         self._changed = threading.Condition()
+        self._turn = threading.Lock()  # whoever has it has the connection
+        self._connection = database.writer.connect()
         self._thread = threading.Thread(target=self._serve, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -150,17 +153,21 @@ class Writer:
         rows: int = 1,
         size_bytes: int = 0,
         wanted: Callable[[], bool] = lambda: True,
+        here: bool = False,
     ) -> None:
         """Run `work` as `submit` does, from any thread and whatever the backlog.
 
-        `then` hears of its result or its failure, on the writer's thread (once that is closed, on this one),
-        and must not raise. A job that is not wanted when its turn comes is left out, and `then` does not hear
-        of it.
+        Where `here` is set and nobody writes or waits to, this thread writes itself, which saves waking
+        another; one that must not wait for a disk does not set it.
+
+        `then` hears of its result or its failure, on the thread that wrote, and must not raise. A job that is
+        not wanted when its turn comes is left out, and `then` does not hear of it.
         """
         job = _Job(work, argument, durable, rows, size_bytes, then, wanted)
         with self._changed:
             closing = self._closing
-            if not closing:
+            at_once = here and not closing and not self._jobs and self._turn.acquire(blocking=False)
+            if not closing and not at_once:
                 if not self._jobs:
                     self._drain.begins()
                 self._jobs.append(job)
@@ -170,6 +177,12 @@ class Writer:
             _answer(
                 [(job, None, Unavailable("store-unavailable", "The service is stopping; ask another one."))]
             )
+        if at_once:
+            try:
+                settled = self._committed([job])
+            finally:
+                self._turn.release()
+            _answer(settled)
 
     def close(self) -> None:
         """Write what waits, then end the thread."""
@@ -177,22 +190,23 @@ class Writer:
             self._closing = True
             self._changed.notify()
         self._thread.join()
+        with self._turn:  # somebody else may be writing still
+            self._connection.close()
 
     def _serve(self) -> None:
         chores_at = time.monotonic()
-        with self._database.writer.connect() as connection:
-            while True:
-                jobs = self._next_group(chores_at)
-                if jobs:
-                    started = time.perf_counter()
-                    settled = self._committed(connection, jobs)
-                    if self._listen is not None:
-                        self._listen(time.perf_counter() - started)
-                    _answer(settled)
-                elif self._closing:
-                    return
-                if time.monotonic() >= chores_at and not self._closing:
-                    chores_at = time.monotonic() + (0.0 if self._do_chores(connection) else CHORES_EVERY_S)
+        while True:
+            jobs = self._next_group(chores_at)
+            if jobs:
+                with self._turn:
+                    settled = self._committed(jobs)
+                _answer(settled)
+            elif self._closing:
+                return
+            if time.monotonic() >= chores_at and not self._closing:
+                with self._turn:
+                    more = self._do_chores(self._connection)
+                chores_at = time.monotonic() + (0.0 if more else CHORES_EVERY_S)
 
     def _next_group(self, until: float) -> list[_Job]:
         """Wait for work, at most until `until`; return up to GROUP_ROWS rows of it, one job at least."""
@@ -214,8 +228,18 @@ class Writer:
                 rows += job.rows
             return group
 
-    def _committed(self, connection: Connection, jobs: Sequence[_Job]) -> list[_Settled]:
-        """Run the jobs in one transaction; where one fails for reasons of its own, each in its own."""
+    def _committed(self, jobs: Sequence[_Job]) -> list[_Settled]:
+        """Run the jobs in one transaction; where one fails for reasons of its own, each in its own.
+
+        Whoever calls it has the turn.
+        """
+        started = time.perf_counter()
+        settled = self._run(self._connection, jobs)
+        if self._listen is not None:
+            self._listen(time.perf_counter() - started)
+        return settled
+
+    def _run(self, connection: Connection, jobs: Sequence[_Job]) -> list[_Settled]:
         try:
             self._database.check()
         except Unavailable as taken_away:
@@ -235,7 +259,7 @@ class Writer:
                 return [(job, None, refusal) for job in jobs]
             if len(jobs) == 1:
                 return [(jobs[0], None, failure)]
-        return [settled for job in jobs for settled in self._committed(connection, [job])]
+        return [settled for job in jobs for settled in self._run(connection, [job])]
 
     def _make_durable(self, connection: Connection, durable: bool) -> None:
         if durable != self._durable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice, repeat
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -213,7 +213,7 @@ def _at_most_one(shares: NDArray[np.floating]) -> list[Any]:
 
 def _cut(ranked: Iterable[Ranked], top_k: int) -> tuple[Ranked, ...]:
     """Leave out what lies beyond top_k and what the target prior rules out (the score is -inf)."""
-    top = tuple(islice(ranked, top_k))
+    top = tuple(ranked)[:top_k]
     if top[-1].score > -np.inf:  # best first
         return top
     return tuple(entry for entry in top if entry.score > -np.inf)

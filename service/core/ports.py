@@ -134,8 +134,9 @@ class Store(Protocol):
     def keep(self, recordings: Sequence[Recording], then: Callable[[Exception | None], None]) -> None:
         """Keep the predictions of those recordings that are wanted still when they are written.
 
-        From any thread; never refuses for want of room. `then` hears once, on the store's thread, that they
-        survive a kill of the process from here on, or why they are not kept. It must not raise.
+        From any thread but the event loop's, for it may write itself; never refuses for want of room. `then`
+        hears once, on whichever thread, that they survive a kill of the process from here on, or why they are
+        not kept. It must not raise.
         """
 
     async def record(self, predictions: Sequence[Prediction]) -> None:

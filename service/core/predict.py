@@ -250,7 +250,7 @@ class Predictor:
     def _were_kept(
         self, batch: Sequence[Underway], kept: Sequence[Underway], failure: Exception | None
     ) -> None:
-        """Hear from the store, on its thread, that these are kept, or why not."""
+        """Hear from the store, on any thread, that these are kept, or why not."""
         if failure is not None:
             for asked in kept:
                 asked.answer = failure

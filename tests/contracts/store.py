@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Coroutine
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -32,6 +33,28 @@ def labels_of(store: Store, one: Any) -> list[int]:
     found = run(store.prediction(one.id))
     assert found is not None
     return [label.index for label in found.labels]
+
+
+@dataclass
+class Recorded:
+    """Predictions of one request."""
+
+    predictions: list[Any]
+    wanted: bool = True
+
+
+def kept(store: Store, recordings: list[Recorded]) -> Exception | None:
+    """Keep them, and return what is told of it."""
+    told: list[Exception | None] = []
+    done = threading.Event()
+
+    def then(failure: Exception | None) -> None:
+        told.append(failure)
+        done.set()
+
+    store.keep(recordings, then)
+    assert done.wait(30)
+    return told[0]
 
 
 class StoreContract:
@@ -95,6 +118,41 @@ class StoreContract:
         assert found.prediction.decision.unadjusted == made.decision.unadjusted
         half = made.decision.logits.astype(np.float16).astype(np.float32)
         np.testing.assert_array_equal(found.prediction.decision.logits, half)
+
+    def test_threads_that_keep_beside_callers_that_wait_lose_and_double_nothing(self, store, tiny):
+        told: list[Exception | None] = []
+
+        def keep_many(seed: int) -> None:
+            for _ in range(20):
+                done = threading.Event()
+                recordings = [Recorded([prediction(tiny) for _ in range(1 + seed % 3)]) for _ in range(2)]
+                store.keep(recordings, lambda failure, done=done: (told.append(failure), done.set()))
+                assert done.wait(30)
+
+        async def together() -> None:
+            threads = [asyncio.to_thread(keep_many, seed) for seed in range(3)]
+            callers = [store.record([prediction(tiny)]) for _ in range(50)]
+            await asyncio.gather(*threads, *callers)
+
+        run(together())
+        assert told == [None] * 60
+        assert run(store.traffic(tiny, None, None)).sum() == 50 + 20 * 2 * (1 + 2 + 3)
+
+    def test_what_nobody_wants_any_more_is_not_kept(self, store, tiny):
+        pairs = [[prediction(tiny), prediction(tiny)] for _ in range(2)]
+        wanted, unwanted = Recorded(pairs[0]), Recorded(pairs[1], wanted=False)
+        assert kept(store, [unwanted, wanted]) is None
+        assert all(run(store.prediction(one.id)) is not None for one in wanted.predictions)
+        assert all(run(store.prediction(one.id)) is None for one in unwanted.predictions)
+
+    def test_predictions_of_a_model_that_was_never_registered_are_told_and_not_raised(self, store, tiny):
+        strange = prediction(tiny)._replace(model_version="f" * 16)
+        assert isinstance(kept(store, [Recorded([strange])]), KeyError)
+        assert kept(store, [Recorded([prediction(tiny)])]) is None
+        assert run(store.traffic(tiny, None, None)).sum() == 1
+
+    def test_an_idle_store_has_room(self, store):
+        store.check_room(64, 10_000)
 
     def test_logits_beyond_float16_are_kept_whole(self, store, tiny):
         for logits in (

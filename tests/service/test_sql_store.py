@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,7 +26,7 @@ from service.adapters.sql_store import SqlStore
 from service.adapters.sql_tables import metadata
 from service.adapters.sqlite_database import SqliteDatabase
 from service.core.exceptions import Overloaded, StateLocked, StateTooNew, StateUnusable, Unavailable
-from tests.contracts.store import StoreContract, blocks, run
+from tests.contracts.store import Recorded, StoreContract, blocks, kept, run
 from tests.recorded import START, item, model, prediction, prior
 from tests.service.stores import opened, plain, pragma, wait_until
 
@@ -302,6 +303,41 @@ def test_a_writer_that_lags_refuses_what_it_cannot_keep_and_goes_on(tmp_path, mo
         assert 0 < kept < 100 and kept + len(refused) == 100
         assert run(store.traffic(tiny, None, None)).sum() == kept
         run(store.record([prediction(tiny)]))
+
+
+def test_predictions_that_were_admitted_are_kept_however_far_the_writer_lags(tmp_path, monkeypatch):
+    monkeypatch.setattr(sql_writer, "BACKLOG_BYTES", 2_000)
+    tiny = model()
+    with opened(tmp_path) as store:
+        run(store.register_model(tiny, START))
+        held = plain(tmp_path)
+        held.execute("BEGIN IMMEDIATE")  # the first to write waits, and so do all behind it
+        told: list[Exception | None] = []
+        threads = [
+            threading.Thread(target=store.keep, args=([Recorded([prediction(tiny)])], told.append))
+            for _ in range(30)
+        ]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: store._writer._backlog_bytes > 2_000)
+        with pytest.raises(Overloaded) as refused:
+            store.check_room(1, 4)
+        assert refused.value.code == "store-behind"
+        held.execute("ROLLBACK")
+        for thread in threads:
+            thread.join()
+        wait_until(lambda: len(told) == 30)
+        held.close()
+        assert told == [None] * 30
+        store.check_room(1, 4)
+        assert run(store.traffic(tiny, None, None)).sum() == 30
+
+
+def test_a_store_that_is_closed_keeps_nothing_and_says_so(tmp_path):
+    tiny = model()
+    with opened(tmp_path) as store:
+        run(store.register_model(tiny, START))
+    assert isinstance(kept(store, [Recorded([prediction(tiny)])]), Unavailable)
 
 
 def test_a_store_that_cannot_write_in_time_says_so(tmp_path, monkeypatch):

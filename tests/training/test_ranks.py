@@ -44,6 +44,8 @@ def launch(tiny_files, folder):
         words = [
             *("--dataset", "npz", "--train-file", train, "--test-file", test, "--network", "resnet20"),
             *(
+                "--recipe",
+                "cosine",
                 "--steps",
                 STEPS,
                 "--device",
@@ -52,8 +54,6 @@ def launch(tiny_files, folder):
                 SEED,
                 "--loss",
                 "balanced",
-                "--recipe",
-                "cosine",
             ),
             *("--runs", folder / name, "--out", folder / name / "models" / "tiny", *more),
         ]

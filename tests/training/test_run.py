@@ -18,7 +18,7 @@ from training.fit import main
 from training.npz import read_npz
 from training.progress import Progress
 from training.ranks import Ranks
-from training.recipes import COSINE, FAST, RECIPES, with_optimizer
+from training.recipes import COSINE, RECIPES, with_optimizer
 from training.run import check_shares, train
 
 CPU = torch.device("cpu")
@@ -101,6 +101,9 @@ def test_a_run_killed_ten_times_at_random_steps_ends_in_the_weights_of_one_left_
     assert killed.finished
     for name, tensor in alone.network.items():
         assert torch.equal(tensor, killed.network[name]), name
+    assert alone.average is not None  # the default recipe keeps a running mean
+    for name, tensor in alone.average.items():
+        assert torch.equal(tensor, killed.average[name]), name
     for name in ("epoch", "step", "loss", "rate"):
         assert [row[name] for row in killed.history] == [row[name] for row in alone.history]
 
@@ -169,8 +172,8 @@ def test_weights_that_are_not_finite_are_not_saved_though_the_loss_before_them_i
 
 
 def test_the_command_says_in_one_line_that_the_loss_is_not_finite(tiny_command, monkeypatch, capsys):
-    monkeypatch.setitem(RECIPES, "fast", replace(FAST, peak_rate=1e30))
-    assert main(tiny_command) == 2
+    monkeypatch.setitem(RECIPES, "cosine", replace(COSINE, peak_rate=1e30))
+    assert main([*tiny_command, "--recipe", "cosine"]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert "Traceback" not in err

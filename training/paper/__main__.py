@@ -57,7 +57,7 @@ def _jobs(entries: list[Entry], study: Study) -> list[Job]:
     """Return what is to be trained, each once: the first seed of everything before the second of anything."""
     of_panels = [study.jobs(panel, trainings) for entry in entries for panel, trainings in entry.needs(study)]
     ordered = [job for seed in zip_longest(*of_panels, fillvalue=[]) for jobs in seed for job in jobs]
-    return list({job.plan: job for job in ordered}.values())
+    return list({job.target: job for job in ordered}.values())
 
 
 def _say_what_is_left(ended: list[Ended], progress: Progress) -> int:

@@ -1,6 +1,6 @@
 """The data sets of the paper, one a panel or column, and where they are at hand."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from training import imagenet_lt, inaturalist
@@ -10,6 +10,9 @@ from training.recipes import (
     PAPER_IMAGENET,
     PAPER_INATURALIST,
     PAPER_INATURALIST_152,
+    SECOND_STAGE,
+    SECOND_STAGE_IMAGENET,
+    SECOND_STAGE_INATURALIST,
     Recipe,
 )
 
@@ -27,12 +30,15 @@ class Panel:
     network: str
     recipe: Recipe
     epochs: int | None = None  # None: the recipe's
+    second_recipe: Recipe = SECOND_STAGE  # of cRT and LWS
 
 
 def quick_panel(profile: str) -> Panel:
     """Return the drawn images that stand in for all data sets in the quick version."""
     title = "shapes-lt" if profile == "exp" else "shapes-lt (Step)"
-    return Panel("shapes-lt", title, Source("shapes-lt", profile=profile), "resnet8", QUICK)
+    second = replace(SECOND_STAGE, epochs=QUICK.epochs)
+    source = Source("shapes-lt", profile=profile)
+    return Panel("shapes-lt", title, source, "resnet8", QUICK, second_recipe=second)
 
 
 def cifar_panels(profile: str, data_dir: Path) -> list[Panel]:
@@ -68,12 +74,26 @@ def deep_panels(data_dir: Path) -> list[Panel]:
     """Return the columns of table 3: ImageNet-LT and iNaturalist 2018, ResNet-50 and ResNet-152."""
     imagenet = _files(data_dir / "imagenet-lt", "imagenet-lt", imagenet_lt.TRAIN)
     inat = _files(data_dir / "inaturalist2018", "inaturalist2018", inaturalist.TRAIN)
+    on_imagenet = SECOND_STAGE_IMAGENET
+    on_inat = SECOND_STAGE_INATURALIST
     return [
-        Panel("imagenet-lt", "ImageNet-LT", imagenet, "resnet50", PAPER_IMAGENET),
-        Panel("imagenet-lt-resnet152", "ImageNet-LT, ResNet-152", imagenet, "resnet152", PAPER_IMAGENET),
-        Panel("inaturalist2018", "iNaturalist", inat, "resnet50", PAPER_INATURALIST),
+        Panel("imagenet-lt", "ImageNet-LT", imagenet, "resnet50", PAPER_IMAGENET, second_recipe=on_imagenet),
         Panel(
-            "inaturalist2018-resnet152", "iNaturalist, ResNet-152", inat, "resnet152", PAPER_INATURALIST_152
+            "imagenet-lt-resnet152",
+            "ImageNet-LT, ResNet-152",
+            imagenet,
+            "resnet152",
+            PAPER_IMAGENET,
+            second_recipe=on_imagenet,
+        ),
+        Panel("inaturalist2018", "iNaturalist", inat, "resnet50", PAPER_INATURALIST, second_recipe=on_inat),
+        Panel(
+            "inaturalist2018-resnet152",
+            "iNaturalist, ResNet-152",
+            inat,
+            "resnet152",
+            PAPER_INATURALIST_152,
+            second_recipe=on_inat,
         ),
         Panel(
             "inaturalist2018-resnet152-200",
@@ -82,6 +102,7 @@ def deep_panels(data_dir: Path) -> list[Panel]:
             "resnet152",
             PAPER_INATURALIST_152,
             epochs=200,
+            second_recipe=on_inat,
         ),
     ]
 

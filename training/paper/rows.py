@@ -19,6 +19,7 @@ class Training:
     options: LossOptions = field(default_factory=LossOptions)
     optimizer: OptimizerName = "sgd"
     holdout: float = 0.0
+    classifier: str | None = None  # of a second stage on what the rest says
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Row:
     @property
     def needs(self) -> list[Training]:
         """The trainings that the row is made of."""
+        if self.training.classifier is not None:
+            return [ERM, self.training]
         tuned = self.after != "nothing" and self.tau is None
         return [self.training, ERM_HELD_OUT] if tuned else [self.training]
 
@@ -47,6 +50,8 @@ ADAPTIVE_DRW = Training("Adaptive + DRW", "adaptive", options=LossOptions(deferr
 LDAM = Training("LDAM", "ldam")
 LDAM_DRW = Training("LDAM + DRW", "ldam", options=LossOptions(deferred_reweighting=True))
 EQUALISED = Training("Equalised", "equalised", options=LossOptions(gamma=0.9))  # Tan et al.'s threshold F
+CRT = Training("cRT", "cross-entropy", classifier="crt")
+LWS = Training("LWS", "cross-entropy", classifier="lws")
 LOGIT_ADJUSTED = Training("Logit adjusted", "logit-adjusted", tau=1.0)
 LOGIT_ADJUSTED_ADAPTIVE = Training("Logit adjusted + adaptive", "logit-adjusted-adaptive", tau=1.0)
 
@@ -58,6 +63,8 @@ ROWS: dict[str, Row] = {
         Row("erm", "ERM", ERM),
         Row("weight-normalisation", "Weight normalisation, tau = 1", ERM, "weight normalisation", 1.0),
         Row("weight-normalisation-best", "Weight normalisation, tau*", ERM, "weight normalisation"),
+        Row("lws", "LWS", LWS),
+        Row("crt", "cRT", CRT),
         Row("class-balanced", "Class-balanced", CLASS_BALANCED),
         Row("adaptive", "Adaptive", ADAPTIVE),
         Row("adaptive-drw", "Adaptive + DRW", ADAPTIVE_DRW),
@@ -71,9 +78,9 @@ ROWS: dict[str, Row] = {
     )
 }
 
-TABLE2 = tuple(ROWS)
+TABLE2 = tuple(key for key in ROWS if key not in ("lws", "crt"))
 TABLE4 = (
     *("erm", "weight-normalisation", "adaptive", "equalised"),
     *("post-hoc", "post-hoc-best", "logit-adjusted"),
 )
-TABLE3 = tuple(key for key in TABLE2 if key not in ("class-balanced", "adaptive-drw", "ldam", "ldam-drw"))
+TABLE3 = tuple(key for key in ROWS if key not in ("class-balanced", "adaptive-drw", "ldam", "ldam-drw"))

@@ -24,13 +24,29 @@ from training.data import Dataset, Split, split
 from training.evaluate import evaluate
 from training.exceptions import RunError
 from training.losses import make_loss
-from training.networks import make_network
 from training.progress import Progress
+from training.recipes import Recipe
 from training.run import Stopped, check_room, train
+from training.second_stage import Weights, plain_network, stage_on
 from training.sources import read
 
 OUTCOME = "outcome.npz"
 _PATHS = ("data_dir", "train_file", "test_file")  # where images lie does not say what they are
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is to be trained: a plan, or a second stage by `classifier` on what the plan trains."""
+
+    plan: Plan
+    classifier: str | None = None
+    recipe: Recipe | None = None  # of the second stage
+    epochs: int | None = None
+
+    @property
+    def first(self) -> "Target":
+        """The target itself, or the first stage that a second one stands on."""
+        return Target(self.plan)
 
 
 @dataclass(frozen=True)
@@ -48,14 +64,14 @@ class Outcome:
     seconds: NDArray[np.float64]  # spent training, ()
 
 
-def run_key(plan: Plan, fingerprint: str) -> str:
+def run_key(target: Target, fingerprint: str) -> str:
     """Return what names the run: all that changes the weights, but not where the images lie.
 
     Only what differs from a field's default is digested: a field added later leaves old runs findable.
     """
-    told = _told(plan)
+    told = _told(target)
     for name in _PATHS:
-        told["source"].pop(name, None)
+        told["plan"]["source"].pop(name, None)
     return hashlib.sha256(json.dumps([told, fingerprint], sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -65,31 +81,58 @@ class RunStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def folder(self, plan: Plan) -> Path:
-        """Return where the run of this plan lies or would lie. Raises DataError for images that do not."""
-        _, fingerprint = loaded(plan.source)
-        return self.root / run_key(plan, fingerprint)
+    def folder(self, target: Target) -> Path:
+        """Return where the target's run lies or would lie. Raises DataError for images that do not."""
+        _, fingerprint = loaded(target.plan.source)
+        return self.root / run_key(target, fingerprint)
 
-    def finished(self, plan: Plan) -> Outcome | None:
-        """Return the outcome of the plan's run, None where it is not finished."""
-        return _read_outcome(self.folder(plan) / OUTCOME)
+    def finished(self, target: Target) -> Outcome | None:
+        """Return the outcome of the target's run, None where it is not finished."""
+        return _read_outcome(self.folder(target) / OUTCOME)
 
-    def train(self, plan: Plan, *, device: torch.device, progress: Progress) -> Outcome | Stopped:
-        """Train the plan, from its checkpoint where there is one, and keep its outcome. Raises TrainingError.
+    def train(self, target: Target, *, device: torch.device, progress: Progress) -> Outcome | Stopped:
+        """Train the target, from its checkpoint where there is one, and keep its outcome.
 
-        The first Ctrl-C or SIGTERM stops it with its checkpoint on disk.
+        A second stage needs its first to be finished. The first Ctrl-C or SIGTERM stops it with its
+        checkpoint on disk. Raises TrainingError.
         """
-        folder = self.folder(plan)
+        folder = self.folder(target)
+        plan, backbone = self._stage(target)
         dataset, _ = loaded(plan.source)
         cut = split(dataset, plan.holdout, plan.seed)
         check_room(plan.network, len(dataset.class_labels), [folder])
         resume = (folder / checkpoints.FILE).exists()
-        result = train(plan, dataset, cut, folder, device=device, progress=progress, resume=resume)
+        result = train(
+            plan,
+            dataset,
+            cut,
+            folder,
+            device=device,
+            progress=progress,
+            resume=resume,
+            backbone=backbone,
+        )
         if isinstance(result, Stopped):
             return result
         outcome = _outcome(result, dataset, cut, device)
         _write_outcome(outcome, folder / OUTCOME)
         return outcome
+
+    def _stage(self, target: Target) -> tuple[Plan, Weights | None]:
+        """Return the plan to be trained, and the weights that a second stage stands on."""
+        if target.classifier is None or target.recipe is None:
+            return target.plan, None
+        folder = self.folder(target.first)
+        backbone = checkpoints.load(folder / checkpoints.FILE)
+        plan = dataclasses.replace(
+            target.plan,
+            loss="cross-entropy",
+            tau=None,
+            recipe=target.recipe,
+            epochs=target.epochs,
+            second_stage=stage_on(backbone, folder.name, target.classifier),
+        )
+        return plan, backbone.weights
 
 
 @lru_cache(maxsize=4)
@@ -106,9 +149,7 @@ def _outcome(result: Checkpoint, dataset: Dataset, cut: Split, device: torch.dev
     plan, n_classes = result.plan, len(dataset.class_labels)
     trained = np.bincount(cut.trained.labels, minlength=n_classes)
     loss = make_loss(plan.loss, trained, plan.tau, device, options=plan.loss_options, head=plan.head)
-    network = make_network(plan.network, n_classes, loss.head)
-    network.load_state_dict(result.weights)
-    network.to(device)
+    network = plain_network(plan, n_classes, loss.head, result.weights).to(device)
     test, held = (
         evaluate(network, part, mean=result.mean, std=result.std, device=device)
         for part in (dataset.test, cut.holdout)

@@ -18,10 +18,9 @@ from types import FrameType
 
 import torch
 
-from training.checkpoint import Plan
 from training.exceptions import TrainingError
 from training.loop import choose_device
-from training.paper.runs import RunStore
+from training.paper.runs import RunStore, Target
 from training.progress import Progress
 from training.run import Stopped
 from training.sharing import gpu_shared
@@ -34,7 +33,7 @@ class Job:
     """A run to be trained, and what to call it to a person."""
 
     name: str
-    plan: Plan
+    target: Target
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,17 @@ def train_all(
     A job that fails, such as by a loss that is not finite, is told of and leaves the others alone. Ctrl-C
     stops all of them in good order.
     """
+    # A second stage stands on a run that may be among the jobs: it waits for all first stages.
+    ended: list[Ended] = []
+    for second in (False, True):
+        of_stage = [job for job in jobs if (job.target.classifier is not None) == second]
+        ended += _train_side_by_side(of_stage, runs, device=device, at_once=at_once, deadline=deadline)
+    return ended
+
+
+def _train_side_by_side(
+    jobs: Sequence[Job], runs: Path, *, device: str, at_once: int, deadline: float | None
+) -> list[Ended]:
     if at_once == 1 or len(jobs) <= 1:
         return [_run(job, runs, device, deadline) for job in jobs]
     context = multiprocessing.get_context("spawn")
@@ -112,7 +122,7 @@ def _run(job: Job, runs: Path, device: str, deadline: float | None) -> Ended:
     began = time.monotonic()
     try:
         with _time_limit(seconds):
-            result = store.train(job.plan, device=choose_device(device), progress=progress)
+            result = store.train(job.target, device=choose_device(device), progress=progress)
     except _OutOfTime:
         return Ended(job, finished=False)
     except TrainingError as failure:

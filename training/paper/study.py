@@ -1,7 +1,7 @@
 """What was asked for, and the finished trainings that answer it: the middle between command and picture."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ from longtail.priors import Floats, prior_from_counts, uniform_prior
 from training.checkpoint import Plan
 from training.paper.panels import Panel, cifar_panels, deep_panels, large_panels, quick_panel
 from training.paper.reports import Measured
-from training.paper.rows import ERM_HELD_OUT, ROWS, Row, Training
-from training.paper.runs import Outcome, RunStore
+from training.paper.rows import ERM, ERM_HELD_OUT, ROWS, Row, Training
+from training.paper.runs import Outcome, RunStore, Target
 from training.paper.schedule import Job
 from training.recipes import Recipe, with_optimizer
 
@@ -40,7 +40,7 @@ class Study:
         self.request = request
         self.quick = request.quick
         self._store = RunStore(request.runs)
-        self._found: dict[Plan, Outcome] = {}
+        self._found: dict[Target, Outcome] = {}
 
     def panels(self, profile: str = "exp", *, large: bool = False) -> list[Panel]:
         """Return the panels of a figure: the CIFAR sets, and the large ones where it shows them."""
@@ -72,15 +72,23 @@ class Study:
             return [[] for _ in range(self.request.seeds)]
         return [
             [
-                Job(f"{panel.title} {training.name}, seed {seed}", plan)
+                Job(f"{panel.title} {training.name}, seed {seed}", target)
                 for training in trainings
-                if self._outcome(plan := self.plan(panel, training, seed)) is None
+                if self._outcome(target := self.target(panel, training, seed)) is None
             ]
             for seed in range(self.request.seeds)
         ]
 
+    def target(self, panel: Panel, training: Training, seed: int) -> Target:
+        """Return what is to be trained on a panel whose data is at hand, a second stage on its first."""
+        plan = self.plan(panel, training, seed)
+        if training.classifier is None:
+            return Target(plan)
+        recipe = panel.second_recipe
+        return Target(plan, training.classifier, recipe, self.request.epochs or recipe.epochs)
+
     def plan(self, panel: Panel, training: Training, seed: int) -> Plan:
-        """Return what is to be trained on a panel whose data is at hand."""
+        """Return the plan of the training, of the first stage where there are two."""
         if panel.source is None:
             raise ValueError(f"{panel.title} is not at hand")
         recipe = self.request.recipe or panel.recipe
@@ -102,7 +110,7 @@ class Study:
         """Return the finished runs, one a seed, in the order of the seeds."""
         if not self.wants(panel):
             return []
-        found = [self._outcome(self.plan(panel, training, seed)) for seed in range(self.request.seeds)]
+        found = [self._outcome(self.target(panel, training, seed)) for seed in range(self.request.seeds)]
         return [outcome for outcome in found if outcome is not None]
 
     def pairs(self, panel: Panel) -> list[tuple[Outcome, Outcome]]:
@@ -111,20 +119,20 @@ class Study:
             return []
         both = [
             (
-                self._outcome(self.plan(panel, replace(ERM_HELD_OUT, holdout=0.0), seed)),
-                self._outcome(self.plan(panel, ERM_HELD_OUT, seed)),
+                self._outcome(self.target(panel, ERM, seed)),
+                self._outcome(self.target(panel, ERM_HELD_OUT, seed)),
             )
             for seed in range(self.request.seeds)
         ]
         return [(whole, held) for whole, held in both if whole is not None and held is not None]
 
-    def _outcome(self, plan: Plan) -> Outcome | None:
-        if plan not in self._found:
-            outcome = self._store.finished(plan)
+    def _outcome(self, target: Target) -> Outcome | None:
+        if target not in self._found:
+            outcome = self._store.finished(target)
             if outcome is None:
                 return None
-            self._found[plan] = outcome
-        return self._found[plan]
+            self._found[target] = outcome
+        return self._found[target]
 
 
 def described(study: Study, panel: Panel, trainings: Sequence[Training]) -> str:

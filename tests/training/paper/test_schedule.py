@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 
 from training.paper import rows
-from training.paper.runs import RunStore
+from training.paper.runs import RunStore, Target
 from training.paper.schedule import Job, train_all
 
 pytestmark = pytest.mark.slow
 
 
 def job(study, panel, training=rows.ERM, seed=0, **changes):
-    return Job(f"{training.name} {seed}", replace(study.plan(panel, training, seed), **changes))
+    return Job(f"{training.name} {seed}", Target(replace(study.plan(panel, training, seed), **changes)))
 
 
 def test_a_job_out_of_time_keeps_its_steps_and_goes_on(tiny_study, tiny_panel, tmp_path):
@@ -21,7 +21,7 @@ def test_a_job_out_of_time_keeps_its_steps_and_goes_on(tiny_study, tiny_panel, t
     (end,) = train_all([long], tmp_path, device="cpu", at_once=1, deadline=time.monotonic() + 4)
     assert not end.finished
     assert end.reason == ""
-    log = RunStore(tmp_path).folder(long.plan) / "log.csv"
+    log = RunStore(tmp_path).folder(long.target) / "log.csv"
     steps = len(log.read_text().splitlines())
     assert steps > 1
     train_all([long], tmp_path, device="cpu", at_once=1, deadline=time.monotonic() + 4)
@@ -50,5 +50,5 @@ def test_runs_side_by_side_give_the_weights_of_runs_in_turn(tiny_study, tiny_pan
     ends = train_all(jobs, tmp_path / "beside", device="cpu", at_once=2, deadline=None)
     assert all(end.finished for end in ends)
     for each in jobs:
-        one, other = (RunStore(tmp_path / name).finished(each.plan) for name in ("turn", "beside"))
+        one, other = (RunStore(tmp_path / name).finished(each.target) for name in ("turn", "beside"))
         assert abs(one.test_logits - other.test_logits).max() < 1e-4
