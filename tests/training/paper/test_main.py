@@ -54,6 +54,7 @@ def test_a_figure_that_needs_no_training_is_three_files(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a minute on a core of its own, many where others work
 def test_all_of_the_paper_runs_in_its_quick_version_and_the_second_time_trains_nothing(tmp_path, capsys):
     words = ["all", "--quick", "--epochs", "1", "--device", "cpu"]
     words += ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
