@@ -165,7 +165,7 @@ def test_a_folder_beyond_the_budget_is_trained_and_calibrated_from_its_files(tmp
     assert (again.mean, again.std) == (checkpoint.mean, checkpoint.std)
     assert same(again.network, checkpoint.network)
     network = make_network("resnet20", 3)
-    network.load_state_dict(checkpoint.network)
+    network.load_state_dict(checkpoint.weights)
     logits = evaluate(network, cut.holdout, mean=again.mean, std=again.std, device=torch.device("cpu"))
     np.testing.assert_allclose(bundle.holdout().logits, logits, atol=1e-5)
     assert bundle.manifest.input.resize.rule == "stretch"
