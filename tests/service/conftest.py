@@ -1,12 +1,14 @@
 """The whole application on a tiny bundle: real ONNX Runtime, real SQLite, in a folder of the test."""
 
 import contextlib
+import threading
 
 import pytest
 from starlette.testclient import TestClient
 
 from service.adapters import sql_writer
 from service.app import create_app
+from service.core import batcher
 from service.settings import Settings
 from tests import tiny
 from tests.service import wire
@@ -66,3 +68,18 @@ def image(pixels):
 def busy_chores(monkeypatch):
     """The store's chores come every 20 ms, not every ten seconds."""
     monkeypatch.setattr(sql_writer, "CHORES_EVERY_S", 0.02)
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Holds every batch where it begins to decode, while it is closed."""
+    gate, real = threading.Event(), batcher.Batcher._answer
+    gate.set()
+
+    def answer(self, *arguments):
+        assert gate.wait(30)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(batcher.Batcher, "_answer", answer)
+    yield gate
+    gate.set()

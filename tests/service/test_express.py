@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import threading
 import time
 
 import pytest
@@ -13,7 +12,6 @@ from service.api.express import Express
 from service.api.protocol import Protocol
 from service.api.tokens import Tokens
 from service.app import create_app
-from service.core import batcher
 from tests.service import wire
 
 HOST = b"Host: x\r\n"
@@ -36,21 +34,6 @@ def taken(monkeypatch):
 
     monkeypatch.setattr(express_module.ExpressCycle, "__init__", init)
     return seen
-
-
-@pytest.fixture
-def gate(monkeypatch):
-    """Holds every batch where it begins to decode, while it is closed."""
-    gate, real = threading.Event(), batcher.Batcher._answer
-    gate.set()
-
-    def answer(self, *arguments):
-        assert gate.wait(30)
-        return real(self, *arguments)
-
-    monkeypatch.setattr(batcher.Batcher, "_answer", answer)
-    yield gate
-    gate.set()
 
 
 def post(image, *, target=b"/predict", head=b"", length=None):
