@@ -279,6 +279,7 @@ def test_a_failed_replacement_leaves_the_old_bundle_in_place(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["tiny"]
 
 
+@pytest.mark.slow
 def test_a_kill_while_writing_leaves_no_half_bundle(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\n"

@@ -28,6 +28,7 @@ def encoded(form, rng):
 
 # Pillow warns of damaged tags that it reads around; the service logs that and goes on.
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_damaged_image_is_an_image_or_refused(lasting_client, form):
     rng = np.random.default_rng(FORMATS.index(form))

@@ -78,6 +78,7 @@ def test_its_curve_and_errors_are_those_of_the_rescaled_network(tiny, tiny_files
     np.testing.assert_allclose(tested, expected)
 
 
+@pytest.mark.slow
 def test_the_choices_of_the_command_line_are_in_the_bundle(tiny, tiny_files, tmp_path, capsys):
     path, manifest, checkpoint = tiny
     out = tmp_path / "chosen"

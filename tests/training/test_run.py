@@ -108,6 +108,7 @@ def test_a_run_killed_ten_times_at_random_steps_ends_in_the_weights_of_one_left_
         assert [row[name] for row in killed.history] == [row[name] for row in alone.history]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "more"),
     [
