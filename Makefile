@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PORT := $(or $(TARE_PORT),8000)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check lint fast-tests bench-training format clean
+.PHONY: help serve test check lint fast-tests-training fast-tests-others bench-training format clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ test: $(VENV)/.everything ## install everything and run the whole test suite
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.everything ## lint, types, import arrows and the fast tests, side by side
-	@$(MAKE) --no-print-directory -j 2 --output-sync lint fast-tests
+	@$(MAKE) --no-print-directory -j 3 --output-sync lint fast-tests-training fast-tests-others
 
 lint: $(VENV)/.everything
 	$(BIN)/ruff check .
@@ -31,8 +31,11 @@ lint: $(VENV)/.everything
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-fast-tests: $(VENV)/.everything
-	$(BIN)/python -m pytest -q -m 'not slow'
+fast-tests-training: $(VENV)/.everything
+	$(BIN)/python -m pytest -q -m 'not slow' tests/training
+
+fast-tests-others: $(VENV)/.everything
+	$(BIN)/python -m pytest -q -m 'not slow' --ignore tests/training
 
 bench-training: $(VENV)/.everything ## time our training step beside the loop most people write
 	$(BIN)/python -m bench.training
