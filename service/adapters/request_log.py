@@ -21,6 +21,7 @@ _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 class Answered(Protocol):
     """A request and what became of it; `code` is its problem's, None for a success."""
 
+    # The names say it (D102): a docstring each would repeat them.
     @property
     def request_id(self) -> str: ...  # noqa: D102
     @property

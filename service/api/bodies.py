@@ -17,6 +17,7 @@ from service.api.problems import BY_INDEX, BY_LABEL, field_errors
 from service.core.exceptions import Invalid, Malformed, Overloaded, TooLarge
 
 _BIG_JSON_BYTES: Final = 1 << 18
+_JSON_MODEL: Final = "json_model"  # the attribute of a dependency
 _WINDOWS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}  # which header zlib expects
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -168,8 +169,13 @@ def json_body(model: type[BaseModel]) -> Any:
         async with whole_body(request) as data:
             return await beside_the_loop(request, len(data), partial(parse, model, data))
 
-    read.json_model = model  # type: ignore[attr-defined]
+    reads_json(read, model)
     return Depends(read)
+
+
+def reads_json(call: object, model: type[BaseModel]) -> None:
+    """Let `service.api.document` know that this dependency reads the model from a JSON body."""
+    setattr(call, _JSON_MODEL, model)
 
 
 async def beside_the_loop(request: Request, json_bytes: int, read: Callable[[], Read]) -> Read:
@@ -183,7 +189,7 @@ async def beside_the_loop(request: Request, json_bytes: int, read: Callable[[], 
 
 def json_model_of(call: object) -> type[BaseModel] | None:
     """Return the model that this dependency reads from a JSON body, or None for any other."""
-    model: type[BaseModel] | None = getattr(call, "json_model", None)
+    model: type[BaseModel] | None = getattr(call, _JSON_MODEL, None)
     return model
 
 

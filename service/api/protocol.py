@@ -121,7 +121,7 @@ class Protocol(HttpToolsProtocol):
         plain = express.plain(self.url, self.headers)
         if plain is None:
             return False
-        self._plain = self.cycle = ExpressCycle(  # type: ignore[assignment]
+        self._plain = self.cycle = ExpressCycle(  # type: ignore[assignment]  # uvicorn's own is an ASGI cycle
             express,
             plain,
             keep_alive=parser.should_keep_alive(),

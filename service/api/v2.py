@@ -15,7 +15,15 @@ from starlette.responses import Response
 
 from service.api import v2_infer
 from service.api.answers import Json, server_timing
-from service.api.bodies import RequestModel, beside_the_loop, inflated, parse, unless_abandoned, whole_body
+from service.api.bodies import (
+    RequestModel,
+    beside_the_loop,
+    inflated,
+    parse,
+    reads_json,
+    unless_abandoned,
+    whole_body,
+)
 from service.api.parameters import DeadlineHeader, WholeNumber
 from service.api.parts import PartsDep
 from service.api.v2_infer import InferIn, Row, TensorSpec
@@ -141,7 +149,7 @@ async def _sent(
         yield await beside_the_loop(request, size, read)
 
 
-_sent.json_model = InferIn  # type: ignore[attr-defined]
+reads_json(_sent, InferIn)
 
 
 async def _index(request: Request) -> IndexIn:
@@ -149,7 +157,7 @@ async def _index(request: Request) -> IndexIn:
         return parse(IndexIn, body) if body else IndexIn()
 
 
-_index.json_model = IndexIn  # type: ignore[attr-defined]
+reads_json(_index, IndexIn)
 
 ModelDep = Annotated[LoadedModel, Depends(_model)]
 SentDep = Annotated[tuple[InferIn, Sequence[bytes | Row]], Depends(_sent)]

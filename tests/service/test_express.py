@@ -12,6 +12,7 @@ from service.api.express import Express
 from service.api.protocol import Protocol
 from service.api.tokens import Tokens
 from service.app import create_app
+from service.settings import Settings
 from tests.service import wire
 
 HOST = b"Host: x\r\n"
@@ -144,8 +145,6 @@ NOT_PLAIN = [
 
 @pytest.fixture(scope="module")
 def shared_app(tmp_path_factory, tiny_models):
-    from service.settings import Settings  # noqa: PLC0415 - as the fixtures of the folder do
-
     state = tmp_path_factory.mktemp("shared") / "state"
     return create_app(Settings(models_dir=tiny_models, state_dir=state, lone_threads=1))
 

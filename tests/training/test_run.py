@@ -11,6 +11,7 @@ import torch
 
 from tests.training.killed_run import fit_and_die
 from training import checkpoint as checkpoints
+from training import run as run_module
 from training.checkpoint import Plan, Source
 from training.data import split
 from training.exceptions import RunError
@@ -120,24 +121,22 @@ def test_a_run_killed_ten_times_at_random_steps_ends_in_the_weights_of_one_left_
 def test_a_checkpoint_amid_an_epoch_resumes_to_the_same_weights_and_log(
     run_tiny, monkeypatch, tmp_path, optimizer, more
 ):
-    from training import run  # noqa: PLC0415
-
     def broken_off(*arguments, **options):
         for record in fit(*arguments, **options):
             if record.step == 16:  # of the second epoch; the checkpoint is of step 15
                 raise KeyboardInterrupt
             yield record
 
-    fit = run.fit
+    fit = run_module.fit
     recipe = with_optimizer(COSINE, optimizer)
     changed = {"optimizer": optimizer, "peak_rate": recipe.peak_rate, **more}
     alone = run_tiny(folder="alone", **changed)
-    monkeypatch.setattr(run, "fit", broken_off)
+    monkeypatch.setattr(run_module, "fit", broken_off)
     with pytest.raises(KeyboardInterrupt):
         run_tiny(**changed)
     cut = checkpoints.load(tmp_path / "run" / "checkpoint.pt")
     assert (cut.step, len(cut.history), len(cut.epoch_losses)) == (15, 1, 4)
-    monkeypatch.setattr(run, "fit", fit)
+    monkeypatch.setattr(run_module, "fit", fit)
     resumed = run_tiny(resume=True, **changed)
     assert all(torch.equal(tensor, resumed.network[name]) for name, tensor in alone.network.items())
     assert all(torch.equal(tensor, resumed.weights[name]) for name, tensor in alone.weights.items())

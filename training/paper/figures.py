@@ -116,7 +116,7 @@ def _weight_norms(name: str, figure: _Figure, study: Study) -> Report:
         name,
         figure.title,
         picture,
-        rows or [{"data": panel.title, "optimiser": plotting.NOT_RUN} for panel in panels],
+        rows or _not_run(panels, "optimiser"),
         [
             comparison("Balanced error (%): are the two comparable?", values),
             Table("Spearman's rho of norm and count, by seed", ("data", "optimiser", "rho"), rhos),
@@ -128,6 +128,11 @@ def _weight_norms(name: str, figure: _Figure, study: Study) -> Report:
             "The line is the mean over seeds, the band one standard deviation.",
         ],
     )
+
+
+def _not_run(panels: Sequence[Panel], column: str) -> list[Row]:
+    """Return a row for each panel that says so in this column, where there is nothing else to say."""
+    return [{"data": panel.title, column: plotting.NOT_RUN} for panel in panels]
 
 
 def _against_tau(name: str, figure: _Figure, study: Study) -> Report:
@@ -171,7 +176,7 @@ def _against_tau(name: str, figure: _Figure, study: Study) -> Report:
         name,
         figure.title,
         picture,
-        rows or [{"data": panel.title, "method": plotting.NOT_RUN} for panel in panels],
+        rows or _not_run(panels, "method"),
         [comparison("Balanced error (%) where the paper prints it", values)],
         [
             *(described(study, panel, figure.trainings) for panel in panels),
@@ -281,7 +286,7 @@ def _bars(
         name,
         figure.title,
         picture,
-        rows or [{"data": panel.title, "method": plotting.NOT_RUN} for panel in panels],
+        rows or _not_run(panels, "method"),
         [comparison("Mean class error, %", values)],
         [
             *(described(study, panel, figure.trainings) for panel in panels),
