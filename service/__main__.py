@@ -109,9 +109,11 @@ class _Signals:
 
 def server_of(app: FastAPI, drain_s: float = 0.0) -> uvicorn.Server:
     """Return the HTTP server of an application whose lifespan has begun; `drain_s` is left at a stop."""
+    settings: Settings = app.state.settings
+    protocol = partial(Protocol, express=express_of(app), head_s=settings.head_s, unread_s=settings.unread_s)
     config = uvicorn.Config(
         app,
-        http=partial(Protocol, express=express_of(app)),  # type: ignore[arg-type]  # called, not looked at
+        http=protocol,  # type: ignore[arg-type]  # called, not looked at
         ws="none",
         lifespan="off",  # entered here, so that a refusal to start reaches main as what it is
         log_config=None,
