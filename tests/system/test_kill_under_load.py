@@ -16,7 +16,7 @@ from tests.tiny import LABELS, png
 
 pytestmark = pytest.mark.slow
 
-KILLS = int(os.environ.get("TARE_TEST_KILLS") or 10)
+KILLS = int(os.environ.get("TEST_KILLS") or 10)
 LABELLERS = 3
 
 
