@@ -13,6 +13,8 @@ from service.api.express import ExpressCycle
 from service.api.problems import MEDIA_TYPE, problem
 
 if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
     from service.api.express import Express
 
 HEAD_BYTES: Final = 64 * 1024
@@ -58,6 +60,7 @@ class Protocol(HttpToolsProtocol):
         self._head_s = head_s
         self._unread_s = unread_s
         self._plain: ExpressCycle | None = None  # the one under way
+        self._running: RequestResponseCycle | None = None  # the last to have met ASGI
         self._timer: asyncio.TimerHandle | None = None  # of the head, or of a body's rest
         self._unread: asyncio.TimerHandle | None = None
         self._look: asyncio.TimerHandle | None = None
@@ -84,6 +87,9 @@ class Protocol(HttpToolsProtocol):
         self._unparsed = b""
         if self._plain is not None:
             self._plain.lost()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True  # uvicorn tells the last one alone, which may wait behind it
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -183,6 +189,10 @@ class Protocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + bytes(answer.body))
         self.transport.close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _parse(self, data: bytes) -> None:
         """Parse as much as may be taken, and look how much of it belongs to a head or frames a body."""

@@ -1,6 +1,7 @@
 """Many connections from one thread, and what the process behind them takes meanwhile."""
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -70,6 +71,15 @@ def memory(process, entry="VmRSS"):
     """Bytes of a process's memory: `VmRSS` now, `VmHWM` at its highest."""
     status = Path(f"/proc/{process}/status").read_text()
     return int(re.search(rf"{entry}:\s+(\d+) kB", status)[1]) * 1024
+
+
+def connections(process):
+    """How many sockets a process has open."""
+    count = 0
+    for entry in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            count += str(entry.readlink()).startswith("socket:")
+    return count
 
 
 def metric(text, name):
