@@ -114,6 +114,9 @@ class Settings(BaseSettings):
         description="Milliseconds from the whole body to the answer of a request that names none in "
         "`X-Request-Timeout-Ms`; after them the answer is 504.",
     )
+    max_connections: _Count = Field(
+        12_000, description="Connections at once; those beyond are answered with 503 and closed."
+    )
     head_s: _Seconds = Field(
         30.0, description="Seconds in which a request's head has to arrive, or the rest of an answered body."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -41,6 +42,7 @@ class Protocol(HttpToolsProtocol):
     - An answer that the client has not taken in after `unread_s` is dropped with its connection; until then
       nothing else is made for it.
     - Of requests sent ahead only a few are parsed.
+    - Connections beyond `most_connections` are answered with a problem and closed.
     - A client that has shut its side after a whole request is answered, not one that has hung up altogether.
 
     What `Express` takes never meets ASGI.
@@ -52,6 +54,7 @@ class Protocol(HttpToolsProtocol):
         express: Express | None = None,
         head_s: float = 30.0,
         unread_s: float = 60.0,
+        most_connections: int = 12_000,
         **options: Any,
     ) -> None:
         """Without `express` every request goes the usual way."""
@@ -59,6 +62,7 @@ class Protocol(HttpToolsProtocol):
         self._express = express
         self._head_s = head_s
         self._unread_s = unread_s
+        self._most_connections = most_connections
         self._plain: ExpressCycle | None = None  # the one under way
         self._running: RequestResponseCycle | None = None  # the last to have met ASGI
         self._timer: asyncio.TimerHandle | None = None  # of the head, or of a body's rest
@@ -76,7 +80,12 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = self._reading = _Flow(transport)
         transport.set_write_buffer_limits(high=0)  # hear of every byte that the client has not taken
-        self._await_head()
+        if len(self.connections) > self._most_connections:
+            self._hang_up(
+                503, "too-many-connections", "The service has as many connections as it takes; try again."
+            )
+        else:
+            self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
@@ -177,13 +186,16 @@ class Protocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, as every refusal is answered, and hang up."""
+        self._hang_up(400, "malformed-request", msg)
+
+    def _hang_up(self, status: int, code: str, detail: str) -> None:
         self._head_is_over()
         if self.transport.is_closing():
             return
         scope: dict[str, Any] = {"path": ""}
-        answer = problem(scope, 400, "malformed-request", msg)
+        answer = problem(scope, status, code, detail)
         head = (
-            "HTTP/1.1 400 Bad Request\r\n"
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
             f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(answer.body)}\r\n"
             f"x-request-id: {request_id(None)}\r\nconnection: close\r\n\r\n"
         )
