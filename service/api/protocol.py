@@ -14,6 +14,7 @@ from service.api.express import ExpressCycle
 from service.api.problems import MEDIA_TYPE, problem
 
 if TYPE_CHECKING:
+    from starlette.responses import Response
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
     from service.api.express import Express
@@ -81,9 +82,8 @@ class Protocol(HttpToolsProtocol):
         self.flow = self._reading = _Flow(transport)
         transport.set_write_buffer_limits(high=0)  # hear of every byte that the client has not taken
         if len(self.connections) > self._most_connections:
-            self._hang_up(
-                503, "too-many-connections", "The service has as many connections as it takes; try again."
-            )
+            detail = "The service has as many connections as it takes; try again."
+            self._hang_up(problem({"path": ""}, 503, "too-many-connections", detail))
         else:
             self._await_head()
 
@@ -186,16 +186,14 @@ class Protocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP, as every refusal is answered, and hang up."""
-        self._hang_up(400, "malformed-request", msg)
+        self._hang_up(problem({"path": ""}, 400, "malformed-request", msg))
 
-    def _hang_up(self, status: int, code: str, detail: str) -> None:
+    def _hang_up(self, answer: Response) -> None:
         self._head_is_over()
         if self.transport.is_closing():
             return
-        scope: dict[str, Any] = {"path": ""}
-        answer = problem(scope, status, code, detail)
         head = (
-            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+            f"HTTP/1.1 {answer.status_code} {HTTPStatus(answer.status_code).phrase}\r\n"
             f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(answer.body)}\r\n"
             f"x-request-id: {request_id(None)}\r\nconnection: close\r\n\r\n"
         )
