@@ -26,6 +26,9 @@ _FRAMING_RATIO: Final = 8
 # Requests behind the one in work; what comes behind them is left unparsed, and unread.
 _MOST_PIPED: Final = 16
 _SLICE_BYTES: Final = 16 * 1024
+# What of an answer may wait for the kernel before the client counts as one that does not read: more than most
+# answers have, for these are sent together with the others of their batch, at the end of the loop's turn.
+_UNREAD_BYTES: Final = 16 * 1024
 # When to look for a client that has shut its side of the connection: soon, soon again, then now and then.
 _LOOKS_S: Final = (0.02, 0.05)
 _LATER_LOOKS_S: Final = 1.0
@@ -80,7 +83,7 @@ class Protocol(HttpToolsProtocol):
         """Begin to wait for the first head."""
         super().connection_made(transport)
         self.flow = self._reading = _Flow(transport)
-        transport.set_write_buffer_limits(high=0)  # hear of every byte that the client has not taken
+        transport.set_write_buffer_limits(high=_UNREAD_BYTES)
         if len(self.connections) > self._most_connections:
             detail = "The service has as many connections as it takes; try again."
             self._hang_up(problem({"path": ""}, 503, "too-many-connections", detail))
@@ -118,8 +121,7 @@ class Protocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Begin to wait for the client to read."""
         super().pause_writing()
-        if self._unread is None:
-            self._unread = self.loop.call_later(self._unread_s, self.transport.abort)
+        self._await_reader()
 
     def resume_writing(self) -> None:
         """The client has read all."""
@@ -128,10 +130,16 @@ class Protocol(HttpToolsProtocol):
             self._unread.cancel()
             self._unread = None
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Close, once the client has taken what was sent to it."""
+        super().timeout_keep_alive_handler()
+        self._await_reader()
+
     def on_response_complete(self) -> None:
         """Go on with what was sent ahead, or wait for the next request."""
         super().on_response_complete()
         if self.transport.is_closing():
+            self._await_reader()
             return
         if self._unparsed and len(self.pipeline) < _MOST_PIPED:
             unparsed, self._unparsed = self._unparsed, b""
@@ -199,6 +207,11 @@ class Protocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + bytes(answer.body))
         self.transport.close()
+        self._await_reader()
+
+    def _await_reader(self) -> None:
+        if self._unread is None and self.transport.get_write_buffer_size():
+            self._unread = self.loop.call_later(self._unread_s, self.transport.abort)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
