@@ -7,6 +7,7 @@ import gc
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _BACKLOG: Final = 2048
 # Above the 60 s that proxies keep idle connections, so that it is never this side that hangs up first.
 _KEEP_ALIVE_S: Final = 75
+# Descriptors that no connection gets: the state's, those of models and modules that are loaded late.
+_OTHER_FILES: Final = 128
 # Objects made before the young ones are searched for cycles, of which requests leave hardly any. Python's own
 # 700 are those of a few requests, and cost them 3 % of their time.
 # How long the event loop waits at most for a thread that decodes: of Python's own 5 ms it would see many.
@@ -109,9 +112,17 @@ class _Signals:
 
 def server_of(app: FastAPI, drain_s: float = 0.0) -> uvicorn.Server:
     """Return the HTTP server of an application whose lifespan has begun; `drain_s` is left at a stop."""
+    settings: Settings = app.state.settings
+    protocol = partial(
+        Protocol,
+        express=express_of(app),
+        head_s=settings.head_s,
+        unread_s=settings.unread_s,
+        most_connections=_room_for(settings.max_connections),
+    )
     config = uvicorn.Config(
         app,
-        http=partial(Protocol, express=express_of(app)),  # type: ignore[arg-type]  # called, not looked at
+        http=protocol,  # type: ignore[arg-type]  # called, not looked at
         ws="none",
         lifespan="off",  # entered here, so that a refusal to start reaches main as what it is
         log_config=None,
@@ -122,6 +133,20 @@ def server_of(app: FastAPI, drain_s: float = 0.0) -> uvicorn.Server:
         timeout_graceful_shutdown=drain_s,  # type: ignore[arg-type]  # asyncio.wait_for takes fractions too
     )
     return uvicorn.Server(config)
+
+
+def _room_for(connections: int) -> int:
+    """Let this process open enough files for so many connections; return for how many there is room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    room = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < room:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (room, hard))
+    if room < wanted:
+        _log.warning(
+            "so few files may be open that fewer connections are taken", extra={"fields": {"files": hard}}
+        )
+    return max(1, room - _OTHER_FILES)
 
 
 async def _serve(app: FastAPI, listener: socket.socket, signals: _Signals, drain_s: float) -> None:

@@ -112,6 +112,7 @@ def create_app(settings: Settings, request_log: RequestLog | None = None) -> Fas
     app.state.intake = Intake(
         max_body_bytes=settings.max_body_bytes,
         max_held_bytes=max(_HELD_BODIES * settings.max_body_bytes, _HELD_BYTES),
+        patience_s=settings.body_s,
     )
     telemetry.watch_held_bytes(lambda: app.state.intake.held_bytes)
     problems.install(app)

@@ -46,6 +46,8 @@ def _plain_number(value: object) -> object:
     return value
 
 
+_Seconds = Annotated[float, BeforeValidator(_plain_number), Field(ge=0.1, le=3600)]
+
 _Count = Annotated[int, BeforeValidator(_plain_number), Field(ge=1, le=1 << 50)]
 
 _Threads = Annotated[int, BeforeValidator(_plain_number), Field(ge=1, le=256)]
@@ -111,6 +113,16 @@ class Settings(BaseSettings):
         30_000,
         description="Milliseconds from the whole body to the answer of a request that names none in "
         "`X-Request-Timeout-Ms`; after them the answer is 504.",
+    )
+    max_connections: _Count = Field(
+        12_000, description="Connections at once; those beyond are answered with 503 and closed."
+    )
+    head_s: _Seconds = Field(
+        30.0, description="Seconds in which a request's head has to arrive, or the rest of an answered body."
+    )
+    body_s: _Seconds = Field(120.0, description="Seconds in which a request's body has to arrive.")
+    unread_s: _Seconds = Field(
+        60.0, description="Seconds in which a client has to take in an answer that is sent to it."
     )
     drain_s: Annotated[float, BeforeValidator(_plain_number), Field(ge=0, le=3600)] = Field(
         25.0, description="Seconds that requests in flight have left when the service is told to stop."

@@ -54,12 +54,12 @@ class Service:
         assert "Traceback" not in done.stderr
         return done.returncode, [line for line in done.stderr.splitlines() if not line.startswith("{")]
 
-    def start(self, module="service", **variables):
-        """Start and wait until it listens and is ready."""
+    def start(self, module="service", within=(), **variables):
+        """Start and wait until it listens and is ready. `within`: a command that replaces itself by ours."""
         log = (self.folder / f"log-{len(self.logs)}").open("w+")
         self.logs.append(log)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [*within, sys.executable, "-m", module],
             env=self.environment(**variables),
             cwd=self.folder,
             stdin=subprocess.DEVNULL,

@@ -39,8 +39,8 @@ class Answered(Protocol):
 class RequestLog:
     """Gathers lines and writes them from a thread of its own, so that a slow reader of the log delays nobody.
 
-    A kill takes the lines of the last moment along; a reader too slow for all of them costs lines, which are
-    counted, and no memory. Probes and scrapes have no line.
+    A kill takes the lines of the last moment along; a reader too slow for all of them, or a full disk, costs
+    lines, which are counted, and no memory. Probes and scrapes have no line.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -80,11 +80,15 @@ class RequestLog:
         if not self._answered:
             return
         lines = [_line(*self._answered.popleft()) for _ in range(len(self._answered))]
-        if self._lost:
-            lost, self._lost = self._lost, 0
+        count = len(lines)
+        lost, self._lost = self._lost, 0
+        if lost:
             lines.append(_lost_line(lost))
-        self._stream.write(b"".join(lines).decode())
-        self._stream.flush()
+        try:
+            self._stream.write(b"".join(lines).decode())
+            self._stream.flush()
+        except OSError:  # a full disk most likely: there is no log to say so until it has room again
+            self._lost += lost + count
 
 
 def _line(when: float, exchange: Answered) -> bytes:
@@ -109,7 +113,7 @@ def _lost_line(lost: int) -> bytes:
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "level": "warning",
         "logger": "tare.requests",
-        "message": "lines lost: the log is not read fast enough",
+        "message": "lines lost: the log could not be written, or not fast enough",
         "lines": lost,
     }
     return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)

@@ -253,8 +253,8 @@ class Writer:
             return [(job, result, None) for job, result in zip(jobs, results, strict=True)]
         except Exception as failure:  # noqa: BLE001 - it belongs to a caller, and must not end the thread
             if _is_the_disk(failure):
-                _log.error("the state cannot be written: %s", failure)
                 reason = getattr(failure, "orig", failure)
+                _log.error("the state cannot be written: %s", reason)
                 refusal = Unavailable("store-unavailable", f"The state cannot be written: {reason}.")
                 return [(job, None, refusal) for job in jobs]
             if len(jobs) == 1:
@@ -269,9 +269,15 @@ class Writer:
     def _do_chores(self, connection: Connection) -> bool:
         try:
             return self._chores(connection)
-        except Exception:  # noqa: BLE001 - callers wait for this thread, whatever becomes of the chores
+        except Exception as failure:  # noqa: BLE001 - callers wait for this thread, whatever becomes of these
             connection.rollback()
-            _log.exception("the store's chores failed and will be tried again")
+            expected = _is_the_disk(failure)
+            reason = getattr(failure, "orig", failure)
+            _log.error(
+                "the store's chores failed and will be tried again: %s",
+                reason,
+                exc_info=None if expected else failure,
+            )
             return False
 
 

@@ -1,7 +1,7 @@
 """A service whose engine can be made to hang or fail from outside, for tests with real processes.
 
-What stands in the file ENGINE_FAULT happens in every run from then on: `hang`, or the message of a failure of
-the provider, which is taken for CUDA. An empty or missing file is health.
+What stands in the file ENGINE_FAULT happens in every run from then on: `hang`, `slow` (0.2 s a run), or the
+message of a failure of the provider, which is taken for CUDA. An empty or missing file is health.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ def run(session: Any, *arguments: Any) -> Any:
     if fault == "hang":
         while _FAULT.read_text() == "hang":
             time.sleep(0.01)
+    elif fault == "slow":
+        time.sleep(0.2)
     elif fault:
         raise RuntimeError(fault)
     return _real(session, *arguments)

@@ -1,10 +1,12 @@
-"""Limits on a request's head, on real sockets."""
+"""Limits for slow clients, and what half-closed connections are owed, on real sockets."""
 
 import asyncio
+import gc
 import json
 
 import pytest
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.api import protocol
@@ -23,7 +25,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": body})
 
 
-def talk(script):
+def talk(script, app=app, **limits):
     """Run `script(reader, writer)` against the protocol and return what it returns."""
 
     async def run():
@@ -31,7 +33,7 @@ def talk(script):
         config.load()
         state = ServerState()
         server = await asyncio.get_running_loop().create_server(
-            lambda: protocol.Protocol(config, state, {}), "127.0.0.1", 0
+            lambda: protocol.Protocol(config, state, {}, **limits), "127.0.0.1", 0
         )
         async with server:
             reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
@@ -64,44 +66,38 @@ def test_requests_on_one_connection_are_answered_one_by_one_and_piped():
 
 
 @pytest.mark.parametrize("sent", [b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\n"])
-def test_a_head_that_does_not_come_is_given_up_with_a_problem(monkeypatch, sent):
-    monkeypatch.setattr(protocol, "HEAD_S", 0.2)
-
+def test_a_head_that_does_not_come_is_given_up_with_a_problem(sent):
     async def script(reader, writer):
         writer.write(sent)
         head, body = await answer(reader)
         assert await reader.read() == b""
         return head, json.loads(body)
 
-    head, body = talk(script)
+    head, body = talk(script, head_s=0.2)
     assert head.startswith("http/1.1 400 ")
     assert "x-request-id: " in head
     assert body["code"] == "malformed-request"
     assert "within" in body["detail"]
 
 
-def test_a_second_request_has_to_come_whole_too(monkeypatch):
-    monkeypatch.setattr(protocol, "HEAD_S", 0.2)
-
+def test_a_second_request_has_to_come_whole_too():
     async def script(reader, writer):
         writer.write(GET)
         await answer(reader)
         writer.write(b"GET / HT")
         return (await answer(reader))[0]
 
-    assert talk(script).startswith("http/1.1 400 ")
+    assert talk(script, head_s=0.2).startswith("http/1.1 400 ")
 
 
-def test_a_body_may_take_longer_than_a_head(monkeypatch):
-    monkeypatch.setattr(protocol, "HEAD_S", 0.1)
-
+def test_a_body_may_take_longer_than_a_head():
     async def script(reader, writer):
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
         await asyncio.sleep(0.3)
         writer.write(b"cd")
         return (await answer(reader))[1]
 
-    assert talk(script) == b"4"
+    assert talk(script, head_s=0.1) == b"4"
 
 
 @pytest.mark.parametrize("line", [b"X-Long: " + b"x" * 1000 + b"\r\n", b"x" * 1000])
@@ -123,3 +119,184 @@ def test_a_large_body_right_behind_a_head_is_no_large_head():
         return (await answer(reader))[1]
 
     assert talk(script) == b"300000"
+
+
+async def large(scope, receive, send):
+    """Answer with more than any socket takes unread."""
+    answered.append(scope["path"])
+    body = b"x" * (16 << 20)
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+answered = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_answered():
+    answered.clear()
+
+
+def test_an_answer_that_nobody_reads_is_dropped_with_its_connection_and_no_other_is_made():
+    async def script(reader, writer):
+        writer.write(GET * 5)
+        await asyncio.sleep(0.6)
+        assert len(answered) <= 2  # the one that is not read, and one that waits for it
+        with pytest.raises(asyncio.IncompleteReadError):
+            await answer(reader)
+
+    talk(script, large, unread_s=0.3)
+
+
+def test_an_answer_may_be_read_in_its_own_time_up_to_the_limit():
+    async def script(reader, writer):
+        writer.write(GET)
+        await asyncio.sleep(0.3)
+        return len((await answer(reader))[1])
+
+    assert talk(script, large, unread_s=20) == 16 << 20
+
+
+async def patient(scope, receive, send):
+    """Answer when told to, and note who has hung up."""
+    answered.append(scope["path"])
+    asking = asyncio.ensure_future(receive())
+    await asyncio.wait((asking,))
+    leaving = asyncio.ensure_future(receive())
+    await asyncio.wait((leaving,), timeout=0.4)
+    if leaving.done():
+        answered.append("left")
+        return
+    leaving.cancel()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def test_a_client_that_shuts_its_side_after_its_requests_is_answered_and_then_left():
+    async def script(reader, writer):
+        writer.write(GET * 2)
+        writer.write_eof()
+        return await reader.read()
+
+    assert talk(script, patient).count(b"HTTP/1.1 200 ") == 2
+
+
+def test_a_client_that_hangs_up_altogether_is_found_out_before_its_answer():
+    async def script(reader, writer):
+        writer.write(GET)
+        await asyncio.sleep(0.05)
+        writer.close()
+        await asyncio.sleep(0.3)
+        assert answered == ["/", "left"]
+
+    talk(script, patient)
+
+
+def test_interim_answers_to_a_half_closed_client_stand_before_the_answer():
+    async def script(reader, writer):
+        writer.write(GET)
+        writer.write_eof()
+        return await reader.read()
+
+    *interim, last, rest = talk(script, patient).split(b"\r\n\r\n")
+    assert set(interim) == {b"HTTP/1.1 100 Continue"}
+    assert last.startswith(b"HTTP/1.1 200 ")
+    assert rest == b""
+
+
+def test_a_client_of_http_1_0_gets_no_interim_answer():
+    async def script(reader, writer):
+        writer.write(GET.replace(b"1.1", b"1.0"))
+        writer.write_eof()
+        return await reader.read()
+
+    assert talk(script, patient).startswith(b"HTTP/1.1 200 ")
+
+
+def test_half_a_body_is_not_waited_for_when_the_client_has_shut_its_side():
+    async def script(reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
+        writer.write_eof()
+        return await reader.read()
+
+    assert b" 200 " not in talk(script, abandoned)
+    assert answered == ["http.disconnect"]
+
+
+async def abandoned(scope, receive, send):
+    """Read until there is nothing more to come."""
+    while (message := await receive())["type"] == "http.request" and message["more_body"]:
+        pass
+    answered.append(message["type"])
+
+
+def test_of_many_requests_sent_ahead_a_few_are_held_and_all_are_answered():
+    async def script(reader, writer):
+        writer.write(GET * 5000)
+        for _ in range(5000):
+            assert (await answer(reader))[1] == b"0"
+        assert max(held) < 1500
+
+    held = []
+
+    async def counting(scope, receive, send):
+        if len(held) < 20:
+            held.append(sum(isinstance(one, RequestResponseCycle) for one in gc.get_objects()))
+        await app(scope, receive, send)
+
+    talk(script, counting)
+
+
+async def early(scope, receive, send):
+    """Answer without waiting for the body."""
+    await app({**scope}, no_body, send)
+
+
+async def no_body():
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def test_the_rest_of_a_body_that_is_answered_already_is_not_waited_for_for_ever():
+    async def script(reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nab")
+        assert (await answer(reader))[1] == b"0"
+        with pytest.raises(ConnectionError):
+            for _ in range(100):
+                writer.write(b"c")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+
+    talk(script, early, head_s=0.3)
+
+
+def test_a_connection_goes_on_when_the_rest_of_such_a_body_has_come():
+    async def script(reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
+        await answer(reader)
+        writer.write(b"cd")
+        await asyncio.sleep(0.5)
+        writer.write(GET)
+        return (await answer(reader))[1]
+
+    assert talk(script, early, head_s=0.3) == b"0"
+
+
+@pytest.mark.parametrize("endless", [b"0\r\n" + b"X-Trailer: x\r\n" * 9000, b"1;" + b"x" * 100_000])
+def test_a_body_whose_framing_has_no_end_is_cut_off(endless):
+    async def script(reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + endless)
+        head, body = await answer(reader)
+        assert head.startswith("http/1.1 400 ")
+        assert "framed" in json.loads(body)["detail"]
+
+    talk(script)
+
+
+def test_a_body_in_small_chunks_is_a_body():
+    async def script(reader, writer):
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        writer.write(head + b"1\r\nx\r\n" * 50_000 + b"0\r\n\r\n")
+        return (await answer(reader))[1]
+
+    assert talk(script) == b"50000"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from datetime import timedelta
+
+from sqlalchemy.exc import OperationalError
 
 from tests.contracts.store import blocks, run
 from tests.recorded import START, TurnedClock, item, model, prediction
@@ -70,3 +73,15 @@ def test_a_bound_that_nothing_can_meet_leaves_the_store_working(tmp_path, busy_c
         run(store.record([prediction(tiny)]))
         wait_until(lambda: run(store.traffic(tiny, None, None)).sum() == 0)
         run(store.check_writable())
+
+
+def test_a_full_disk_is_told_in_one_line_without_a_trace(tmp_path, busy_chores, monkeypatch, caplog):
+    def fail(self, connection):
+        raise OperationalError("DELETE", {}, sqlite3.OperationalError("database or disk is full"))
+
+    monkeypatch.setattr("service.adapters.retention.Retention.__call__", fail)
+    with opened(tmp_path):
+        wait_until(lambda: len(caplog.records) > 1)
+    for record in caplog.records:
+        assert record.getMessage().endswith("will be tried again: database or disk is full")
+        assert not record.exc_info
