@@ -192,12 +192,12 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 
 
 def _check_tiles(image: Image.Image, max_pixels: int) -> None:
-    """Hold the tiles of a TIFF to the limit too: a single one, decoded whole, may be larger than the image."""
+    """Hold the tiles of a TIFF to the limit too: one is decoded whole, however small the image is."""
     if isinstance(image, TiffImageFile) and _TILE_WIDTH in image.tag_v2:
         width, height = image.tag_v2[_TILE_WIDTH], image.tag_v2.get(_TILE_LENGTH, 1)
         if width * height > max_pixels:
             raise TooManyPixelsError(
-                f"the image has tiles of {width} x {height} pixels, the limit is {max_pixels}: save smaller ones"
+                f"the image has tiles of {width} x {height} pixels, the limit is {max_pixels}: save it again"
             )
 
 
