@@ -102,7 +102,7 @@ class Express:
                     return None
                 token = value.decode("latin-1")
             elif name == b"x-request-id":
-                identity = identity or value.decode("latin-1")
+                identity = value.decode("latin-1") if identity is None else identity
             elif name == _DEADLINE:
                 if deadline is not None:
                     return None
