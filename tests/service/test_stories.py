@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
     initialize,
     invariant,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -21,6 +21,7 @@ from tests import tiny
 from tests.service import v2
 
 IMAGES = [tiny.png(pixels) for pixels in v2.noise(3)]
+NAMES = st.sampled_from(["a", "b"])
 STORIES = itertools.count()  # each has names of its own, for all have one service
 
 
@@ -28,8 +29,6 @@ class Story(RuleBasedStateMachine):
     """One client's doings: predictions, their labels, and priors by name, each version ever made."""
 
     client = None
-    predictions = Bundle("predictions")
-    names = Bundle("names")
 
     @initialize()
     def begin(self):
@@ -39,30 +38,29 @@ class Story(RuleBasedStateMachine):
         self.there = set()
         self.labels = {}
         self.before = self.client.get("/monitor").json()
-        self.taken = 0
-
-    @rule(target=names, word=st.sampled_from(["a", "b", "c"]))
-    def name(self, word):
-        return f"story-{self.number}-{word}"
+        self.predictions = []
 
     def named(self, method, name, path="", **sent):
-        return self.client.request(method, f"/priors/{name}{path}", **sent)
+        return self.client.request(method, f"/priors/{self.whole(name)}{path}", **sent)
+
+    def whole(self, name):
+        return f"story-{self.number}-{name}"
 
     def is_in_force(self, answer, name, probabilities):
         assert answer.status_code == 200, answer.text
         self.made.setdefault(name, []).append(probabilities)
         self.there.add(name)
         content = answer.json()
-        assert (content["name"], content["version"]) == (name, len(self.made[name]))
+        assert (content["name"], content["version"]) == (self.whole(name), len(self.made[name]))
         assert list(content["probabilities"].values()) == pytest.approx(probabilities, abs=1e-12)
 
-    @rule(name=names, counts=st.lists(st.integers(0, 9), min_size=4, max_size=4).filter(any))
+    @rule(name=NAMES, counts=st.lists(st.integers(0, 9), min_size=4, max_size=4).filter(any))
     def put(self, name, counts):
         self.is_in_force(
             self.named("PUT", name, json={"counts": counts}), name, [one / sum(counts) for one in counts]
         )
 
-    @rule(name=names, version=st.integers(1, 6))
+    @rule(name=NAMES, version=st.integers(1, 6))
     def roll_back(self, name, version):
         answer = self.named("POST", name, "/rollback", json={"version": version})
         made = self.made.get(name, [])
@@ -71,7 +69,7 @@ class Story(RuleBasedStateMachine):
         else:
             assert answer.status_code == 404
 
-    @rule(name=names)
+    @rule(name=NAMES)
     def delete(self, name):
         answer = self.named("DELETE", name)
         assert answer.status_code == (204 if name in self.there else 404)
@@ -79,17 +77,18 @@ class Story(RuleBasedStateMachine):
             self.there.remove(name)
             self.gone[name] = len(self.made[name])
 
-    @rule(target=predictions, image=st.integers(0, 2), name=names, by_v2=st.booleans())
+    @rule(image=st.integers(0, 2), name=NAMES, by_v2=st.booleans())
     def predict(self, image, name, by_v2):
         if by_v2:
-            answer = v2.post(self.client, *v2.images([IMAGES[image]], parameters={"priors": name, "tau": 1}))
+            answer = v2.post(
+                self.client, *v2.images([IMAGES[image]], parameters={"priors": self.whole(name), "tau": 1})
+            )
         else:
-            answer = self.client.post(f"/predict?tau=1&priors={name}", content=IMAGES[image])
+            answer = self.client.post(f"/predict?tau=1&priors={self.whole(name)}", content=IMAGES[image])
         if name not in self.there:
             assert answer.status_code == 404
-            return None
+            return
         assert answer.status_code == 200
-        self.taken += 1
         if by_v2:
             identity = v2.outputs(answer)["prediction_id"][0]
             version = answer.json()["parameters"]["priors_version"]
@@ -97,12 +96,12 @@ class Story(RuleBasedStateMachine):
             identity = answer.json()["predictions"][0]["prediction_id"]
             version = answer.json()["adjustment"]["priors"]["version"]
         assert version == len(self.made[name])
-        return identity
+        self.predictions.append(identity)
 
-    @rule(identity=predictions, index=st.integers(0, 4))
-    def label(self, identity, index):
-        if identity is None:
-            return
+    @precondition(lambda self: self.predictions)
+    @rule(place=st.integers(0, 2), index=st.integers(0, 4))
+    def label(self, place, index):
+        identity = self.predictions[place % len(self.predictions)]
         answer = self.client.post("/feedback", json={"prediction_id": identity, "index": index})
         if index == 4:
             assert answer.status_code == 422
@@ -117,13 +116,12 @@ class Story(RuleBasedStateMachine):
     @invariant()
     def the_priors_are_those_that_were_made(self):
         shown = {one["name"]: one["version"] for one in self.client.get("/priors").json()["priors"]}
-        mine = {name for name in shown if name.startswith(f"story-{self.number}-")}
-        assert mine == self.there
-        assert all(shown[name] == len(self.made[name]) for name in mine)
+        mine = {name: version for name, version in shown.items() if name.startswith(self.whole(""))}
+        assert mine == {self.whole(name): len(self.made[name]) for name in self.there}
 
     def teardown(self):
         after = self.client.get("/monitor").json()
-        assert after["predictions"] - self.before["predictions"] == self.taken
+        assert after["predictions"] - self.before["predictions"] == len(self.predictions)
         assert after["labels"] - self.before["labels"] == len(self.labels)
         assert math.isfinite(after["balanced_error"]["high"])
 
