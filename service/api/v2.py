@@ -24,6 +24,7 @@ from service.api.bodies import (
     unless_abandoned,
     whole_body,
 )
+from service.api.envelope import STAGES
 from service.api.parameters import DeadlineHeader, WholeNumber
 from service.api.parts import PartsDep
 from service.api.v2_infer import InferIn, Row, TensorSpec
@@ -263,6 +264,7 @@ async def infer(
             deadline_s=min(deadlines, default=None),
         ),
     )
+    request.scope[STAGES] = stages
     headers = {"Server-Timing": server_timing(stages)}
     if json_bytes is None:
         return Response(body, media_type="application/json", headers=headers)
