@@ -59,7 +59,7 @@ def filled(path):
     return path
 
 
-@pytest.fixture(scope="module", params=["asgi", "http"])
+@pytest.fixture(scope="module", params=["asgi", pytest.param("http", marks=pytest.mark.slow)])
 def locked(request, tmp_path_factory, tiny_models):
     """A client of an application with both tokens."""
     settings = Settings(
@@ -149,7 +149,7 @@ def test_a_token_is_compared_whole_and_with_every_other_whatever_it_is(monkeypat
 SECRETS = ("Traceback", 'File "', "site-packages", ".py", "onnxruntime_src", "/root", "/home")
 
 
-@pytest.fixture(params=["asgi", "http"])
+@pytest.fixture(params=["asgi", pytest.param("http", marks=pytest.mark.slow)])
 def watched(request, settings_for, tmp_path, caplog):
     """A client of a service with poisoned bundles, and all that it answers."""
     caplog.set_level(logging.DEBUG, logger="tare")

@@ -238,6 +238,7 @@ def post(*headers, target=b"/predict", body=IMAGE, length=True):
     return b"POST " + target + b" HTTP/1.1\r\n" + b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
+@pytest.mark.slow  # for it waits for bodies that do not come
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @example(post())
 @example(post(b"X-Request-Id: ", b"X-Request-Id: second"))

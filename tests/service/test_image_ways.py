@@ -99,7 +99,7 @@ REFUSED = {
 }
 
 
-@pytest.fixture(scope="module", params=["asgi", "http"])
+@pytest.fixture(scope="module", params=[pytest.param("asgi", marks=pytest.mark.slow), "http"])
 def client(request, tmp_path_factory):
     """The application itself, and its server, which takes single images before the application."""
     folder = tmp_path_factory.mktemp("ways")

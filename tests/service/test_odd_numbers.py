@@ -15,7 +15,7 @@ SOURCE = np.array(tiny.manifest().source_prior)
 TEMPERATURE = 1.25
 
 
-@pytest.fixture(scope="module", params=["asgi", "http"])
+@pytest.fixture(scope="module", params=["asgi", pytest.param("http", marks=pytest.mark.slow)])
 def way(request):
     """The application itself, and its server, which takes plain predictions before the application."""
     return request.param

@@ -167,7 +167,7 @@ def test_a_body_is_read_as_it_says_or_refused(model, sent):
 numbers = st.sampled_from(["FP16", "FP32", "FP64", "INT8", "INT32", "INT64", "UINT8"])
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(numbers, st.lists(st.integers(0, 4), max_size=4), st.data())
 def test_a_tensor_of_numbers_comes_back_from_its_bytes_or_they_are_of_another_length(datatype, shape, drawn):
     size = math.prod(shape) * v2_tensors.NUMPY[datatype].itemsize
@@ -179,7 +179,7 @@ def test_a_tensor_of_numbers_comes_back_from_its_bytes_or_they_are_of_another_le
             v2_tensors.from_binary("x", datatype, shape, memoryview(other))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.binary(max_size=64), st.integers(0, 5))
 def test_elements_are_found_whole_or_not_at_all(raw, count):
     try:
@@ -190,7 +190,7 @@ def test_elements_are_found_whole_or_not_at_all(raw, count):
     assert v2_tensors.to_binary("BYTES", found) == raw
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(SIZES[:-4]).filter(lambda size: size >= 0), max_size=8), numbers)
 def test_no_shape_takes_memory_that_was_not_sent(shape, datatype):
     try:
