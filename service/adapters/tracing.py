@@ -40,7 +40,8 @@ class Traces:
             {"service.name": named.get("service.name", "tare"), "service.version": version}
         )
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._exporter = OTLPSpanExporter()
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer("tare")
 
     def add(self, exchange: Answered) -> None:
@@ -75,10 +76,13 @@ class Traces:
         span.end(end)
 
     def close(self) -> None:
-        """Send what is left, if that can be done soon."""
+        """Send what is left, if that can be done soon, and end the thread that sends."""
         closing = threading.Thread(target=self._provider.shutdown, name="traces-close", daemon=True)
         closing.start()
         closing.join(_CLOSING_S)
+        if closing.is_alive():
+            self._exporter.shutdown()  # which wakes it from its waiting to try again
+            closing.join(_CLOSING_S)
 
 
 def _ns(seconds: float) -> int:
