@@ -53,8 +53,8 @@ class ClassEntry(_Part):
     """
 
     label: Label
-    count: Annotated[int, Field(ge=0)]
-    trained: Annotated[int, Field(ge=0)]
+    count: Annotated[int, Field(ge=0, le=2**53)]  # what a float64 holds exactly, and more than anybody has
+    trained: Annotated[int, Field(ge=0, le=2**53)]
 
 
 class Group(_Part):

@@ -41,6 +41,11 @@ _FILTERS: Final = {
 _LONGEST_WHOLE: Final = 4  # sides' ratio up to which an image is resized whole before it is cropped
 _ORIENTATION: Final = 0x0112
 _PHOTOMETRIC, _BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 262, 258, 284  # TIFF's tags
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+# What a small file can ask for over and over, and how often at most: each scan of a progressive JPEG may go
+# through all of its pixels, and each colour profile of a PNG is inflated to a megabyte. Files have ten of the
+# one and one of the other; a few more of the markers may stand in other data by chance.
+_REPEATED: Final = {"JPEG": (b"\xff\xda", 500, "scans"), "PNG": (b"iCCP", 8, "colour profiles")}
 _GREY_STEPS: Final = {"L;2": 85, "L;4": 17}  # from one grey of 2 or 4 bits to the next, on 0..255
 # How 16-bit colours are read again, by what Pillow calls them: the image's mode and the stem of its raw mode.
 _WIDE_MODES: Final = {
@@ -112,6 +117,14 @@ def sniff(data: bytes) -> str:
     raise UnknownFormatError("the first bytes name no image format; send PNG, JPEG, WebP, GIF, BMP or TIFF")
 
 
+def is_laborious(data: bytes, kind: str) -> bool:
+    """Whether these bytes of a format ask for much more work than their size and pixels say."""
+    if kind not in _REPEATED:
+        return False
+    mark, most, _ = _REPEATED[kind]
+    return data.count(mark) > most
+
+
 def decode(data: bytes, spec: ImageInput, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Return the pixels as the network's graph takes them: uint8, shape (height, width, channels).
 
@@ -124,9 +137,13 @@ def decode(data: bytes, spec: ImageInput, *, max_pixels: int = MAX_PIXELS) -> ND
 def upright(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode to an 8-bit RGB image, upright, of the size it has: every rule but the resize."""
     kind = sniff(data)
+    if is_laborious(data, kind):
+        _, most, what = _REPEATED[kind]
+        raise UndecodableError(f"the {kind} image has more than {most} {what}; save it again")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             _check_size(image.size, max_pixels)
+            _check_tiles(image, max_pixels)
             rgb = _to_rgb(image, data, kind)
             turn = _TURNS.get(_orientation(image))
     except ImageError:
@@ -172,6 +189,16 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
         raise TooManyPixelsError(
             f"the image has {width} x {height} pixels, the limit is {max_pixels}: send a smaller one"
         )
+
+
+def _check_tiles(image: Image.Image, max_pixels: int) -> None:
+    """Hold the tiles of a TIFF to the limit too: one is decoded whole, however small the image is."""
+    if isinstance(image, TiffImageFile) and _TILE_WIDTH in image.tag_v2:
+        width, height = image.tag_v2[_TILE_WIDTH], image.tag_v2.get(_TILE_LENGTH, 1)
+        if width * height > max_pixels:
+            raise TooManyPixelsError(
+                f"the image has tiles of {width} x {height} pixels, the limit is {max_pixels}: save it again"
+            )
 
 
 def _orientation(image: Image.Image) -> int:

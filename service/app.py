@@ -46,7 +46,7 @@ from service.core.ports import EngineError
 from service.core.predict import Predictor
 from service.core.priors import Priors
 from service.core.readiness import Readiness
-from service.settings import StartError
+from service.settings import StartError, collector_is_named
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from service.adapters.request_log import RequestLog
+    from service.adapters.tracing import Traces
     from service.core.models import LoadedModel, Models
     from service.settings import Settings
 
@@ -94,7 +95,8 @@ def create_app(settings: Settings, request_log: RequestLog | None = None) -> Fas
 
     Every request has a line in `request_log`, where there is one.
     """
-    telemetry = Telemetry(request_log)
+    traces = _traces()
+    telemetry = Telemetry(request_log, traces)
     app = FastAPI(
         title="Tare",
         version=_version(),
@@ -103,10 +105,13 @@ def create_app(settings: Settings, request_log: RequestLog | None = None) -> Fas
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        # Its own would send what the short way never sees, and stack traces: ours are in adapters/tracing.py.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         lifespan=_lifespan,
     )
     app.state.settings = settings
     app.state.telemetry = telemetry
+    app.state.traces = traces
     app.state.metrics = lambda: (telemetry.exposition(), telemetry_adapter.CONTENT_TYPE)
     app.state.tokens = Tokens(_revealed(settings.admin_token), _revealed(settings.predict_token))
     app.state.intake = Intake(
@@ -138,6 +143,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with open_parts(settings, app.state.telemetry) as parts:
         app.state.parts = parts
         yield
+    if app.state.traces is not None:
+        await asyncio.to_thread(app.state.traces.close)
 
 
 @asynccontextmanager
@@ -260,6 +267,18 @@ def _version() -> str:
         return importlib.metadata.version("tare")
     except importlib.metadata.PackageNotFoundError:  # run from a checkout that was not installed
         return "0+checkout"
+
+
+def _traces() -> Traces | None:
+    """Return what makes traces, where the environment names a collector and the extra is installed."""
+    if not collector_is_named():
+        return None
+    try:
+        from service.adapters.tracing import Traces  # noqa: PLC0415 - what is not asked for costs nothing
+    except ModuleNotFoundError as failure:
+        _log.warning("no traces: a collector is named, and the extra tracing is missing: %s", failure)
+        return None
+    return Traces(_version())
 
 
 def _revealed(token: SecretStr | None) -> str | None:

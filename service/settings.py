@@ -185,6 +185,23 @@ def names() -> dict[str, str]:
     return {**fields, **ELSEWHERE}
 
 
+def collector_is_named() -> bool:
+    """Whether OpenTelemetry's standard variables name a collector for traces, and none of them says no."""
+    given = {name: value.strip() for name, value in os.environ.items() if name.startswith("OTEL_")}
+
+    def of_traces(name: str) -> str:
+        return given.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}") or given.get(f"OTEL_EXPORTER_OTLP_{name}") or ""
+
+    disabled = given.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    otherwise = given.get("OTEL_TRACES_EXPORTER", "").lower() not in {"", "otlp"}
+    if disabled or otherwise or not of_traces("ENDPOINT"):
+        return False
+    if of_traces("PROTOCOL") not in {"", "http/protobuf"}:
+        _log.warning("no traces: they go by http/protobuf, OTEL_EXPORTER_OTLP_PROTOCOL asks for another way")
+        return False
+    return True
+
+
 def _refuse_unknown(environment: dict[str, str]) -> None:
     """pydantic-settings does not see a variable whose name is no field's. Raises StartError."""
     known = names()

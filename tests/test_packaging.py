@@ -53,6 +53,8 @@ def test_what_is_imported_is_what_is_asked_for(folder, distributions):
     asked = names(PROJECT["project"]["dependencies"]) | names(EXTRAS["cpu"])
     if folder == "training":
         asked |= names(EXTRAS["training"])
+    if folder == "service":
+        asked |= names(EXTRAS["tracing"])
     for module in set(imported(folder)) - set(OURS) - set(sys.stdlib_module_names):
         brings = {one.lower().replace("_", "-") for one in distributions[module]}
         brings |= {BROUGHT_BY[one] for one in brings & BROUGHT_BY.keys()}

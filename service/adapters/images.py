@@ -22,6 +22,7 @@ from bundle.preprocessing import (
     UnknownFormatError,
     decode,
     fit,
+    is_laborious,
 )
 from service.core.exceptions import Invalid, TooLarge, UnknownImageFormat
 
@@ -67,7 +68,7 @@ def _fast(data: bytes, max_pixels: int) -> NDArray[np.uint8] | None:
     """Return RGB pixels of a file that a fast path takes, None for any other. Raises ValueError."""
     size = _plain_jpeg(data)
     if size is not None:
-        if not 0 < size[0] * size[1] <= max_pixels:
+        if not 0 < size[0] * size[1] <= max_pixels or is_laborious(data, "JPEG"):
             return None
         rgb: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB")
         return rgb

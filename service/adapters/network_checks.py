@@ -13,7 +13,7 @@ from bundle.files import NEWEST_IR, NEWEST_OPSET, OLDEST_OPSET, BundleError
 from bundle.manifest import TensorInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from bundle.manifest import ImageInput, Manifest
 
@@ -25,6 +25,8 @@ _FLOATING: Final = _OUTPUT_TYPES | {
     TensorProto.FLOAT8E5M2,
     TensorProto.FLOAT8E5M2FNUZ,
 }
+
+_STANDARD: Final = {"", "ai.onnx", "ai.onnx.ml"}
 
 
 def parsed(data: bytes) -> onnx.ModelProto:
@@ -53,8 +55,25 @@ def checked_opset(model: onnx.ModelProto) -> int:
     return opset
 
 
+def check_operators(model: onnx.ModelProto) -> None:
+    """Raise BundleError for operators that are neither ONNX's own nor functions in the file.
+
+    Those that ONNX Runtime adds are not the same on every device, and some take shapes on trust: a wrong one
+    writes where it should not.
+    """
+    own = {(function.domain, function.name) for function in model.functions}
+    for node in _nodes(model):
+        if node.domain not in _STANDARD and (node.domain, node.op_type) not in own:
+            raise BundleError(
+                "model-domain",
+                f"model.onnx uses {node.op_type[:100]!r} of {node.domain[:100]!r}; export it with ONNX's own "
+                "operators",
+            )
+
+
 def check_weights(model: onnx.ModelProto) -> None:
     """Raise BundleError for weights outside the file, and for a NaN or an infinity among them."""
+    scales = _scales(model)
     for tensor in _tensors(model):
         name = tensor.name or "a constant"
         if tensor.data_location == TensorProto.EXTERNAL:
@@ -70,8 +89,9 @@ def check_weights(model: onnx.ModelProto) -> None:
                 values = values.astype(np.float32)
         except (ValueError, TypeError) as failure:
             raise BundleError("model-not-onnx", f"model.onnx: {name} is damaged") from failure
-        # A lone infinity is a mask or the rim of a pooling window, not a weight.
-        if np.isnan(values).any() or (values.size > 1 and np.isinf(values).any()):
+        # A lone infinity is a mask or the rim of a pooling window, not a weight; but no scale is one.
+        counts = values.size > 1 or tensor.name in scales
+        if np.isnan(values).any() or (counts and np.isinf(values).any()):
             raise BundleError("model-non-finite", f"model.onnx: {name} has a weight that is not finite")
 
 
@@ -173,22 +193,42 @@ def graphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
                 yield from graphs(inner.node)
 
 
+def _bodies(model: onnx.ModelProto) -> tuple[list[Sequence[onnx.NodeProto]], list[onnx.GraphProto]]:
+    """The lists of nodes that the model and its functions begin with, and the graphs inside their nodes."""
+    bodies = [model.graph.node, *(function.node for function in model.functions)]
+    return bodies, [graph for nodes in bodies for graph in graphs(nodes)]
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    bodies, inner = _bodies(model)
+    for nodes in (*bodies, *(graph.node for graph in inner)):
+        yield from nodes
+
+
+def _scales(model: onnx.ModelProto) -> set[str]:
+    """The names of what the nodes of a quantised network take as scales, beside data and zero points."""
+    return {
+        name
+        for node in _nodes(model)
+        if node.op_type.endswith("QuantizeLinear") or node.op_type.startswith("QLinear")
+        for name in node.input[1:]
+    }
+
+
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor stored in the model: weights and constants, in inner graphs and functions too."""
-    bodies = [model.graph.node, *(function.node for function in model.functions)]
-    inner = [graph for nodes in bodies for graph in graphs(nodes)]
+    _, inner = _bodies(model)
     for graph in (model.graph, *inner):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
-    for nodes in (*bodies, *(graph.node for graph in inner)):
-        for node in nodes:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                if attribute.HasField("sparse_tensor"):
-                    yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
-                yield from attribute.tensors
+    for node in _nodes(model):
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            if attribute.HasField("sparse_tensor"):
+                yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+            yield from attribute.tensors
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int | None] | None:

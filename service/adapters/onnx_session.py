@@ -128,7 +128,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors; what fails is raised
+    options.log_severity_level = 4  # what fails is raised; a line of ONNX Runtime's own is no JSON
     spin = spin and _VERSION >= _SPIN_IS_LIMITED  # before that it burns 25 ms of a core after every run
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
@@ -286,7 +286,7 @@ def reason_of(failure: Exception) -> str:
     """One line of an ONNX Runtime message, without its source files and status numbers."""
     lines = str(failure).strip().splitlines() or [type(failure).__name__]
     line = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", lines[0])
-    line = re.sub(r"/\S+\.(?:cc|cpp|h|cu):\d+\s*", "", line)
+    line = re.sub(r"\S+\.(?:cc|cpp|h|cu):\d+\s*", "", line)
     line = line.partition(" ; GPU=")[0]  # behind it CUDA's failures name the host, a source file and its line
     return line[:300]
 

@@ -13,13 +13,19 @@ import orjson
 if TYPE_CHECKING:
     from typing import TextIO
 
+    from service.core.records import Stages
+
 EVERY_S: Final = 0.2
 _MOST_LINES: Final = 50_000
-_PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class Answered(Protocol):
-    """A request and what became of it; `code` is its problem's, None for a success."""
+    """A request and what became of it.
+
+    `code` is its problem's, None for a success; `stages` are there where it was decided; `traceparent` is the
+    client's own, as it came.
+    """
 
     # The names say it (D102): a docstring each would repeat them.
     @property
@@ -34,6 +40,10 @@ class Answered(Protocol):
     def seconds(self) -> float: ...  # noqa: D102
     @property
     def code(self) -> str | None: ...  # noqa: D102
+    @property
+    def stages(self) -> Stages | None: ...  # noqa: D102
+    @property
+    def traceparent(self) -> str | None: ...  # noqa: D102
 
 
 class RequestLog:
@@ -53,7 +63,7 @@ class RequestLog:
 
     def add(self, exchange: Answered) -> None:
         """Have a line written soon. From one thread alone."""
-        if exchange.route in _PROBES:
+        if exchange.route in PROBES:
             return
         if len(self._answered) < _MOST_LINES:
             self._answered.append((time.time(), exchange))

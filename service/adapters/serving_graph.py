@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bundle.files import BundleError
 from bundle.manifest import ImageInput, TensorInput
 from service.adapters.network_checks import (
+    check_operators,
     check_weights,
     checked_input,
     checked_opset,
@@ -110,6 +111,7 @@ def compose(bundle: Bundle) -> ServingGraph:
     network = parsed(bundle.model_bytes())
     opset = checked_opset(network)
     _check_numbers(manifest)
+    check_operators(network)
     check_weights(network)
     entry = checked_input(network.graph, manifest)
     logits = checked_output(network.graph, manifest)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from service.adapters.request_log import Answered, RequestLog
+    from service.adapters.tracing import Traces
     from service.core.batcher import BatchReport
     from service.core.records import PriorVersion, Receipt
 
@@ -57,9 +58,10 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series fo
 class Telemetry:
     """The metrics of one application. Its methods are told what happened; they neither block nor raise."""
 
-    def __init__(self, request_log: RequestLog | None = None) -> None:
-        """Without `request_log` no request has a line in the log."""
+    def __init__(self, request_log: RequestLog | None = None, traces: Traces | None = None) -> None:
+        """Without `request_log` no request has a line in the log, without `traces` none has a trace."""
         self._request_log = request_log
+        self._traces = traces
         registry = CollectorRegistry()
         self.registry = registry
         ProcessCollector(registry=registry)
@@ -160,6 +162,8 @@ class Telemetry:
             self._problems.labels(exchange.code).inc()
         if self._request_log is not None:
             self._request_log.add(exchange)
+        if self._traces is not None:
+            self._traces.add(exchange)
 
     def predicted(self, model: str, method: str, images: int, stages: Stages) -> None:
         """A request's images were decided and recorded. On the event loop's thread alone."""

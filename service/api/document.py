@@ -12,7 +12,7 @@ from service.api.bodies import json_model_of
 from service.api.problems import MEDIA_TYPE, in_v2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fastapi import APIRouter, FastAPI
     from fastapi.dependencies.models import Dependant
@@ -49,6 +49,25 @@ _REQUEST_ID: Final = {
     }
 }
 
+_NAMED: Final = {"name": "$request.path.name"}
+_FIRST: Final = "$response.body#/predictions/0/prediction_id"
+# Where a good answer leads to: from each operation to others, and what of it they take.
+_LINKS: Final[Mapping[tuple[str, str], Mapping[tuple[str, str], Mapping[str, object]]]] = {
+    ("/predict", "post"): {
+        ("/predictions/{prediction_id}", "get"): {"parameters": {"prediction_id": _FIRST}},
+        ("/feedback", "post"): {"requestBody": {"prediction_id": _FIRST, "index": 0}},
+    },
+    ("/priors/{name}", "put"): {
+        ("/priors/{name}", "get"): {"parameters": _NAMED},
+        ("/priors/{name}/versions", "get"): {"parameters": _NAMED},
+        ("/priors/{name}/rollback", "post"): {
+            "parameters": _NAMED,
+            "requestBody": {"version": "$response.body#/version"},
+        },
+        ("/priors/{name}", "delete"): {"parameters": _NAMED},
+    },
+}
+
 
 def describe(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
     """Return the OpenAPI document of the application, whose paths are those of `routers`."""
@@ -77,7 +96,16 @@ def describe(app: FastAPI, routers: Sequence[APIRouter]) -> dict[str, Any]:
                 sent = operation.setdefault("requestBody", {"required": True, "content": {}})
                 sent["content"]["application/json"] = {"schema": references[body, "validation"]}
             _add_problems(operation["responses"], v2=in_v2(path))
+    _add_links(document["paths"])
     return document
+
+
+def _add_links(paths: dict[str, Any]) -> None:
+    for (path, method), targets in _LINKS.items():
+        paths[path][method]["responses"]["200"]["links"] = {
+            operation["operationId"]: {"operationId": operation["operationId"], **taken}
+            for operation, taken in ((paths[to][by], taken) for (to, by), taken in targets.items())
+        }
 
 
 def _add_problems(responses: dict[str, Any], *, v2: bool) -> None:

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from service.core.records import Stages
+
 _ACCEPTED_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+/=@-]{0,127}")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+STAGES: Final = "tare.stages"  # the key in a request's scope under which its stages stand, once it is decided
 CLIENT_LEFT: Final = 499  # never sent: the log's word for a client that hung up first
 
 _PREFIX: Final = secrets.token_hex(12)  # this process's own; a number makes it a request's
@@ -32,7 +35,11 @@ _log = logging.getLogger("tare.requests")
 
 
 class Exchange(NamedTuple):
-    """One request and what became of it; `code` is the problem's, None for a success."""
+    """One request and what became of it.
+
+    `code` is the problem's, None for a success; `stages` say where the time of one that was decided went;
+    `traceparent` is the client's own, as it came (W3C Trace Context).
+    """
 
     request_id: str
     method: str
@@ -40,6 +47,8 @@ class Exchange(NamedTuple):
     status: int
     seconds: float
     code: str | None
+    stages: Stages | None = None
+    traceparent: str | None = None
 
 
 class Envelope:
@@ -114,6 +123,8 @@ class Envelope:
                     status=status,
                     seconds=time.perf_counter() - started,
                     code=inner.get(PROBLEM_CODE),
+                    stages=inner.get(STAGES),
+                    traceparent=Headers(scope=scope).get("traceparent"),
                 )
             )
 

@@ -68,6 +68,7 @@ class Plain(NamedTuple):
     logits: bool
     deadline_s: float | None
     request_id: str
+    traceparent: str | None
     body_bytes: int
     arrived: float  # time.perf_counter
 
@@ -90,7 +91,7 @@ class Express:
         path, _, query = url.partition(b"?")
         if path != _PATH:
             return None
-        length = token = identity = deadline = None
+        length = token = identity = deadline = traceparent = None
         for name, value in headers:
             if name == b"content-length":
                 length = value
@@ -102,13 +103,15 @@ class Express:
                     return None
                 token = value.decode("latin-1")
             elif name == b"x-request-id":
-                identity = identity or value.decode("latin-1")
+                identity = value.decode("latin-1") if identity is None else identity
             elif name == _DEADLINE:
                 if deadline is not None:
                     return None
                 deadline = value.decode("latin-1")
             elif name in {b"transfer-encoding", b"expect", b"upgrade"}:
                 return None
+            elif name == b"traceparent" and traceparent is None:
+                traceparent = value.decode("latin-1")
         if length is None or not length.isdigit() or int(length) > self.intake.max_body_bytes:
             return None
         asked = self._asked(query)
@@ -132,6 +135,7 @@ class Express:
             logits="include" in asked,
             deadline_s=None if deadline_ms is None else deadline_ms / 1000,
             request_id=request_id(identity),
+            traceparent=traceparent,
             body_bytes=int(length),
             arrived=time.perf_counter(),
         )
@@ -242,7 +246,7 @@ class ExpressCycle:
         else:
             timing = f"server-timing: {server_timing(stages)}\r\n"
             self._send(f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n{timing}", answer)
-            self._end(200, None)
+            self._end(200, None, stages)
 
     def _refuse(self, refusal: Refusal) -> None:
         self._wait_no_longer()
@@ -267,14 +271,23 @@ class ExpressCycle:
         rest = f"content-length: {len(body)}\r\nx-request-id: {self._plain.request_id}\r\n{close}"
         self._write((head + rest).encode("latin-1"), body, close=not self.keep_alive)
 
-    def _end(self, status: int, code: str | None) -> None:
+    def _end(self, status: int, code: str | None, stages: Stages | None = None) -> None:
         self.response_complete = True
         self._express.intake.held_bytes -= self._size
         self._chunks = []
         self._underway = None  # which holds `_done`: let go of, neither is left for the garbage collector
         plain = self._plain
         self._express.report(
-            Exchange(plain.request_id, "POST", ROUTE, status, time.perf_counter() - plain.arrived, code)
+            Exchange(
+                plain.request_id,
+                "POST",
+                ROUTE,
+                status,
+                time.perf_counter() - plain.arrived,
+                code,
+                stages,
+                plain.traceparent,
+            )
         )
         self._ended()
 

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from service.api.answers import Json, PredictOut, predict_answer, server_timing
 from service.api.bodies import unless_abandoned, whole_body
+from service.api.envelope import STAGES
 from service.api.forms import images_of
 from service.api.parameters import DeadlineHeader, ModelQuery, PriorsQuery, TauQuery, TopKQuery
 from service.api.parts import PartsDep
@@ -74,4 +75,5 @@ async def predict(
                 deadline_s=None if deadline_ms is None else deadline_ms / 1000,
             ),
         )
+    request.scope[STAGES] = stages
     return Response(answer, media_type="application/json", headers={"Server-Timing": server_timing(stages)})

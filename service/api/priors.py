@@ -4,7 +4,7 @@ import re
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from service.api.answers import Json
 from service.api.bodies import Numbers, RequestModel, json_body
@@ -31,6 +31,10 @@ OnlyTrue = Annotated[bool, AfterValidator(_only_true)]
 
 class PriorsIn(RequestModel):
     """Exactly one of `counts`, `probabilities`, `uniform` and `source`; by label, or a list by index."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"uniform": True}, {"source": True, "note": "as it was trained"}]}
+    )
 
     counts: Numbers | None = None
     probabilities: Numbers | None = None

@@ -24,6 +24,7 @@ from service.api.bodies import (
     unless_abandoned,
     whole_body,
 )
+from service.api.envelope import STAGES
 from service.api.parameters import DeadlineHeader, WholeNumber
 from service.api.parts import PartsDep
 from service.api.v2_infer import InferIn, Row, TensorSpec
@@ -44,7 +45,7 @@ class LiveOut(BaseModel):
 
 
 class ReadyOut(LiveOut):
-    """The default model answers and the store writes."""
+    """Every model answers and the store writes."""
 
     ready: bool
 
@@ -180,8 +181,8 @@ async def live() -> Json:
 
 @health.get("/ready", response_class=Json, responses={200: {"model": ReadyOut}}, summary="Ready? (v2)")
 async def ready(parts: PartsDep) -> Json:
-    """Look at what /readyz looks at; 503 says what failed and why."""
-    await parts.readiness.check()
+    """Look at what /readyz looks at, and at every other model; 503 says what failed and why."""
+    await parts.readiness.check_all()
     return Json({"live": True, "ready": True})
 
 
@@ -263,6 +264,7 @@ async def infer(
             deadline_s=min(deadlines, default=None),
         ),
     )
+    request.scope[STAGES] = stages
     headers = {"Server-Timing": server_timing(stages)}
     if json_bytes is None:
         return Response(body, media_type="application/json", headers=headers)

@@ -44,6 +44,18 @@ class Readiness:
         self._found(True, "ready")
         return loaded
 
+    async def check_all(self) -> None:
+        """Return if every model could answer now, also those that the default's callers never ask for.
+
+        A good bundle that nothing here can run counts: whoever names it gets a 503. One that is refused for
+        what it is counts as no model. Raises Unavailable with the first reason.
+        """
+        others = [model for model in self._models.all() if model is not self._models.default]
+        await asyncio.gather(self.check(), *(model.check() for model in others))
+        for entry in self._models.refused:
+            if entry.name is not None:
+                self._models.get(entry.name)
+
     async def watch(self, every_s: float = EVERY_S) -> NoReturn:
         """Look now and then until cancelled, so that the metrics tell the truth where nobody probes."""
         while True:

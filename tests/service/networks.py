@@ -87,3 +87,33 @@ def logits(pixels: NDArray[np.uint8], spec: ImageInput, n_classes: int = 4) -> N
     ordered = pixels[..., ::-1] if spec.colour == "BGR" else pixels
     scaled = (ordered.astype(np.float64) * spec.scale - np.array(spec.mean)) / np.array(spec.std)
     return np.asarray(scaled.mean(axis=(1, 2)) @ weights(spec.channels, n_classes))
+
+
+def flat(size: int = 8, n_classes: int = 4) -> onnx.ModelProto:
+    """logits = every number of the picture @ W: none can be another, or elsewhere, unseen."""
+    matrix = np.random.default_rng(6).normal(0, 1, (3 * size * size, n_classes)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["pixels"], ["x"]), helper.make_node("MatMul", ["x", "W"], ["scores"])],
+        "flat",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, size, size])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", n_classes])],
+        [numpy_helper.from_array(matrix, "W")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 10
+    return model
+
+
+def flat_manifest(name: str, size: int = 8, **changes: object) -> Manifest:
+    """The manifest for `flat`, with pixels as they are."""
+    spec = ImageInput(height=size, width=size, scale=1, mean=[0, 0, 0], std=[1, 1, 1])
+    return tiny.manifest(
+        name, 4, **{"input": spec, "graph": {"input": "pixels", "output": "scores"}, **changes}
+    )
+
+
+def flat_logits(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """What `flat` answers for uint8 pixels (B, H, W, 3), in float64."""
+    rows = pixels.transpose(0, 3, 1, 2).reshape(len(pixels), -1).astype(np.float64)
+    matrix = np.random.default_rng(6).normal(0, 1, (rows.shape[1], 4)).astype(np.float32)
+    return np.asarray(rows @ matrix)

@@ -27,17 +27,6 @@ def test_the_server_says_what_it_is_and_which_extensions_it_has(lasting_client):
     assert "binary_tensor_data" in answer["extensions"]
 
 
-def test_health_is_live_and_ready(lasting_client):
-    assert lasting_client.get("/v2/health/live").json()["live"] is True
-    assert lasting_client.get("/v2/health/ready").json()["ready"] is True
-
-
-def test_without_a_model_it_is_live_and_not_ready_and_says_why(client_for, tmp_path):
-    client = client_for(models_dir=tmp_path / "none")
-    assert client.get("/v2/health/live").status_code == 200
-    assert "No model loads" in v2.error(client.get("/v2/health/ready"), 503)
-
-
 def test_a_model_says_what_it_takes_and_gives(lasting_client, version):
     answer = lasting_client.get("/v2/models/tiny")
     content = answer.json()
@@ -50,11 +39,6 @@ def test_a_model_says_what_it_takes_and_gives(lasting_client, version):
     ]
     assert {"name": "logits", "datatype": "FP32", "shape": [-1, 4]} in content["outputs"]
     assert lasting_client.get(f"/v2/models/tiny/versions/{version}").json() == content
-
-
-def test_a_model_is_ready_by_name_and_by_version(lasting_client, version):
-    for path in ("/v2/models/tiny/ready", f"/v2/models/tiny/versions/{version}/ready"):
-        assert lasting_client.get(path).json() == {"name": "tiny", "ready": True}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
+import uvicorn
 import uvloop
 from fastapi import FastAPI
 
@@ -39,6 +40,24 @@ def listening(app: FastAPI) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         serving["server"].should_exit = True
+        thread.join()
+
+
+@contextmanager
+def beside(server: uvicorn.Server) -> Iterator[int]:
+    """Run another server of an application whose lifespan has begun elsewhere; yield its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(server.serve(sockets=[listener]))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
         thread.join()
 
 
