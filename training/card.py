@@ -2,7 +2,15 @@
 
 from collections.abc import Sequence
 
-from bundle.manifest import Estimate, ImageInput, Manifest, TauPoint, TensorInput, WeightNormalisation
+from bundle.manifest import (
+    Estimate,
+    ImageInput,
+    Manifest,
+    Precision,
+    TauPoint,
+    TensorInput,
+    WeightNormalisation,
+)
 from longtail.tau import TauRule
 
 CARD = "README.md"
@@ -31,6 +39,8 @@ def model_card(manifest: Manifest, command: str | None = None, *, picture: str |
         lines.append(f"- **Note**: {data.detail['note']}.")
     if command:
         lines += ["", "Trained by", "", f"    {command}"]
+    if manifest.precision is not None:
+        lines += ["", *_precision_words(manifest.precision)]
     lines += ["", "## How it decides", "", *_decision_words(manifest)]
     lines += ["", "## How wrong it is", ""]
     lines += [
@@ -66,6 +76,26 @@ def _input_words(spec: ImageInput | TensorInput) -> str:
         f"{spec.height} x {spec.width} {spec.colour}; a pixel p of 0 to 255 becomes"
         f" (p * {spec.scale:.6g} - mean) / std, mean {spec.mean}, std {spec.std}"
     )
+
+
+def _precision_words(said: Precision) -> list[str]:
+    """Return what was done to the network after training, and how its decisions changed."""
+    how = f"In {said.name}: {said.method}; {' and '.join(said.float32_operators)} stay float32"
+    if said.calibration_images:
+        how += f" ({said.calibration_images} training images calibrated it)"
+    lines = [f"{how}."]
+    for where, check in (("held-out", said.holdout), ("test", said.test)):
+        if check is not None:
+            lines.append(
+                f"On {check.images:,} {where} images it decides as the float32 network does"
+                f" {100 * check.agreement:.2f} % of the time; balanced error"
+                f" {100 * check.balanced_error_before:.2f} % before, {100 * check.balanced_error:.2f} % now."
+            )
+    if said.forced:
+        lines.append(
+            f"It was written by force: {100 * said.least_agreement:g} % on held-out images are asked for."
+        )
+    return lines
 
 
 def _decision_words(manifest: Manifest) -> list[str]:
