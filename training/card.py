@@ -80,7 +80,9 @@ def _input_words(spec: ImageInput | TensorInput) -> str:
 
 def _precision_words(said: Precision) -> list[str]:
     """Return what was done to the network after training, and how its decisions changed."""
-    how = f"In {said.name}: {said.method}; {' and '.join(said.float32_operators)} stay float32"
+    how = f"In {said.name}: {said.method}"
+    if said.float32_operators:
+        how += f"; {' and '.join(said.float32_operators)} stay float32"
     if said.calibration_images:
         how += f" ({said.calibration_images} training images calibrated it)"
     lines = [f"{how}."]

@@ -20,6 +20,8 @@ from training.onnx_graph import GraphError
 from training.onnx_runner import Runner, check_batches, network_input, probes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from bundle.manifest import ImageInput, Manifest
@@ -30,10 +32,11 @@ Name = Literal["int8", "fp16"]
 NAMES: Final[tuple[Name, ...]] = get_args(Name)
 LEAST_AGREEMENT: Final[dict[Name, float]] = {"int8": 0.93, "fp16": 0.995}
 
-_CALIBRATION_IMAGES: Final = 256
-_BATCH: Final = 64
-# The head, in every network of ours: a thousandth of the work, and the layer nearest to the decision.
-_IN_FLOAT32: Final = ("Gemm", "MatMul")
+_SAMPLE: Final = 256  # of the images trained on: a random choice, always the same
+_PIXELS: Final = 2**20  # in one batch
+# What int8 leaves in float32: the head of every network of ours, a thousandth of the work and the layer
+# nearest to the decision.
+_HEAD: Final = ("Gemm", "MatMul")
 _METHODS: Final[dict[Name, str]] = {
     "int8": "static, QDQ: activations uint8 by their least and largest value on the calibration images,"
     " weights int8 for each output channel",
@@ -67,67 +70,43 @@ class Variant:
         Raises TrainingError where the conversion fails, or the result depends on what shares its batch.
         """
         self.name, self._spec = name, spec
-        self.calibration_images = min(len(trained), _CALIBRATION_IMAGES) if name == "int8" else 0
+        self.calibration_images = min(len(trained), _SAMPLE) if name == "int8" else 0
         network = onnx.load_model_from_string(original)
-        changed = _in_float16(network) if name == "fp16" else self._in_int8(network, trained)
+        chosen = np.sort(np.random.default_rng(0).permutation(len(trained))[:_SAMPLE])
+        sample = trained.take(chosen)
+        if name == "int8":
+            changed = _in_int8(network, self._batches(sample))
+        else:
+            _check_range(network, self._batches(sample, 1))
+            changed = _in_float16(network)
         _forget_other_domains(changed)
         try:
             onnx.checker.check_model(changed)
         except onnx.checker.ValidationError as failure:
-            raise GraphError(f"{name}: the variant is not sound: {first_line(failure)}") from failure
+            raise GraphError(
+                f"--precision {name}: the variant is not sound: {first_line(failure)}"
+            ) from failure
         self.model: bytes = changed.SerializeToString()
         self._runner = Runner(changed, [changed.graph.output[0].name])
         rows = probes(spec, "float32")
-        check_batches(self._runner, rows, self._runner.one_by_one(rows)[0])
+        check_batches(self._runner, rows, self._finite(self._runner.one_by_one(rows)[0]))
 
     def logits(self, part: Part, n_classes: int) -> NDArray[np.float32]:
         """Return f (n, L) of the images. Raises GraphError for one that is not finite."""
         answers = [np.empty((0, n_classes), np.float32)]
         if len(part):
-            answers += [self._runner.run(self._pixels(images))[0] for images in part.blocks(_BATCH)]
-        logits = np.concatenate(answers)
+            answers += [self._runner.run(pixels)[0] for pixels in self._batches(part)]
+        return self._finite(np.concatenate(answers))
+
+    def _finite(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         if not np.isfinite(logits).all():
-            raise GraphError(f"{self.name}: the variant answers with NaN or infinity, the network does not")
+            raise GraphError(f"--precision {self.name}: the variant answers with NaN or infinity")
         return logits
 
-    def _pixels(self, images: NDArray[np.uint8]) -> NDArray[Any]:
-        return network_input(images, self._spec, "float32")
-
-    def _in_int8(self, network: onnx.ModelProto, trained: Part) -> onnx.ModelProto:
-        """Quantise all but the head; the scales come from a random choice of trained images, always the same.
-
-        uint8 activations with int8 weights are what x86 has instructions for.
-        """
-        from onnxruntime import quantization  # noqa: PLC0415  (an extra that need not be there)
-
-        chosen = np.sort(np.random.default_rng(0).permutation(len(trained))[: self.calibration_images])
-        batches = (self._pixels(images) for images in trained.take(chosen).blocks(_BATCH))
-        entry = network.graph.input[0].name
-
-        class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
-            def get_next(self) -> dict[str, NDArray[Any]] | None:
-                """Return the next batch to feed, None after the last."""
-                pixels = next(batches, None)
-                return None if pixels is None else {entry: pixels}
-
-        with tempfile.TemporaryDirectory(prefix="tare-int8-") as folder:
-            plain, prepared, quantised = (Path(folder, name) for name in ("plain", "prepared", "quantised"))
-            onnx.save(network, plain)
-            # Its symbolic inference of shapes wants sympy, and finds nothing here that onnx's own does not.
-            quantization.quant_pre_process(plain, prepared, skip_symbolic_shape=True)
-            kept = [node.name for node in onnx.load(prepared).graph.node if node.op_type in _IN_FLOAT32]
-            quantization.quantize_static(
-                prepared,
-                quantised,
-                Calibration(),
-                quant_format=quantization.QuantFormat.QDQ,
-                calibrate_method=quantization.CalibrationMethod.MinMax,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                per_channel=True,
-                nodes_to_exclude=kept,
-            )
-            return onnx.load(quantised)
+    def _batches(self, part: Part, most: int = 64) -> Iterator[NDArray[Any]]:
+        """Yield the images as the network takes them, few at a time where they are large."""
+        size = max(1, min(most, _PIXELS // part.image_size**2))
+        return (network_input(images, self._spec, "float32") for images in part.blocks(size))
 
 
 def judged(
@@ -161,7 +140,7 @@ def judged(
     return Precision(
         name=wanted.name,
         method=_METHODS[wanted.name],
-        float32_operators=list(_IN_FLOAT32),
+        float32_operators=list(_HEAD) if wanted.name == "int8" else [],
         calibration_images=variant.calibration_images,
         tau=tau,
         least_agreement=least,
@@ -211,14 +190,64 @@ def _percent(share: float) -> str:
     return f"{np.floor(1e4 * share + 1e-6) / 100:.2f} %"
 
 
+def _in_int8(network: onnx.ModelProto, batches: Iterator[NDArray[Any]]) -> onnx.ModelProto:
+    """Return the network quantised, but for its head, with scales from batches of what it is fed.
+
+    uint8 activations with int8 weights are what x86 has instructions for.
+    """
+    from onnxruntime import quantization  # noqa: PLC0415  (an extra that need not be there)
+
+    entry = network.graph.input[0].name
+
+    class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
+            """Return the next batch to feed, None after the last."""
+            pixels = next(batches, None)
+            return None if pixels is None else {entry: pixels}
+
+    with tempfile.TemporaryDirectory(prefix="tare-int8-") as folder:
+        plain, prepared, quantised = (Path(folder, name) for name in ("plain", "prepared", "quantised"))
+        onnx.save(network, plain)
+        # Its symbolic inference of shapes wants sympy, and finds nothing here that onnx's own does not.
+        quantization.quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        kept = [node.name for node in onnx.load(prepared).graph.node if node.op_type in _HEAD]
+        quantization.quantize_static(
+            prepared,
+            quantised,
+            Calibration(),
+            quant_format=quantization.QuantFormat.QDQ,
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            per_channel=True,
+            nodes_to_exclude=kept,
+        )
+        return onnx.load(quantised)
+
+
+def _check_range(network: onnx.ModelProto, batches: Iterator[NDArray[Any]]) -> None:
+    """Refuse a network with numbers inside that become infinite in float16.
+
+    On a CPU the variant would not show them: ONNX Runtime keeps float32 from one operator to the next there.
+    """
+    limit = float(np.finfo(np.float16).max)
+    runner = Runner(network, [name for node in network.graph.node for name in node.output if name])
+    for pixels in batches:
+        answers = (answer for answer in runner.run(pixels) if answer.dtype.kind == "f" and answer.size)
+        largest = max(float(np.abs(answer).max()) for answer in answers)
+        if not largest <= limit:
+            raise GraphError(
+                f"--precision fp16: numbers inside the network reach {largest:,.0f}, float16 ends at"
+                f" {limit:,.0f}"
+            )
+
+
 def _in_float16(network: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the network with float16 between its float32 input and its head."""
+    """Return the network in float16, but for its input and its logits."""
     from onnxruntime.transformers import float16  # noqa: PLC0415  (an extra that need not be there)
     from onnxruntime.transformers.onnx_model import OnnxModel  # noqa: PLC0415
 
-    changed: onnx.ModelProto = float16.convert_float_to_float16(
-        network, keep_io_types=True, op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_IN_FLOAT32]
-    )
+    changed: onnx.ModelProto = float16.convert_float_to_float16(network, keep_io_types=True)
     OnnxModel.graph_topological_sort(changed.graph)  # the conversion adds its casts at the end
     return changed
 
