@@ -209,10 +209,14 @@ def write_bundle(
             test=[point for point in test_curve if point.tau in shown],
         ),
     )
+    command = training_command(plan, out, choices)
+    if precision is not None:
+        command = training_command(plan, out.with_name(precision.run))
+        command += "\n" + export_command(out, choices, precision)
     content = {
         files.MODEL: model,
         PNG: tau_curve_png(manifest, test_curve, [] if by_weights is None else by_weights.test_curve),
-        CARD: model_card(manifest, training_command(plan, out, choices), picture=PNG).encode(),
+        CARD: model_card(manifest, command, picture=PNG).encode(),
     }
     if len(cut.holdout):
         content[files.HOLDOUT] = files.encode_holdout(held, cut.holdout.labels)
@@ -308,11 +312,24 @@ def training_command(plan: Plan, out: Path, choices: PostHoc = USUAL) -> str:
     words += ["--steps", str(plan.steps)] if plan.steps is not None else ["--epochs", str(plan.epochs)]
     if plan.second_stage is None:
         words += ["--holdout", f"{plan.holdout:g}", "--seed", str(plan.seed)]
+    words += [*_choice_words(choices), "--out", f"models/{out.name}"]
+    return shlex.join(words)
+
+
+def export_command(out: Path, choices: PostHoc, precision: Wanted) -> str:
+    """Return the command that makes the variant of a trained run."""
+    words = ["python", "-m", "training.export", "--checkpoint", f"runs/{precision.run}"]
+    words += ["--precision", precision.name, *(["--force-precision"] if precision.force else [])]
+    words += [*_choice_words(choices), "--out", f"models/{out.name}"]
+    return shlex.join(words)
+
+
+def _choice_words(choices: PostHoc) -> list[str]:
+    words = []
     for name, value in asdict(choices).items():
         if value != getattr(USUAL, name):
             words += [f"--{name.replace('_', '-')}", value]
-    words += ["--out", f"models/{out.name}"]
-    return shlex.join(words)
+    return words
 
 
 def _first_stage_words(plan: Plan) -> list[str]:

@@ -12,6 +12,7 @@ from bundle.manifest import (
     WeightNormalisation,
 )
 from longtail.tau import TauRule
+from training.precision import forced_words, percent
 
 CARD = "README.md"
 
@@ -19,7 +20,8 @@ CARD = "README.md"
 def model_card(manifest: Manifest, command: str | None = None, *, picture: str | None = None) -> str:
     """Return the model card: what it is, what it saw, how wrong it is, and what it is not for.
 
-    `command` trains it again; `picture` is the file of the bundle that shows the tau curve.
+    `command`, of one line or more, makes it again; `picture` is the file of the bundle that shows the tau
+    curve.
     """
     data, counts = manifest.dataset, manifest.class_counts
     few = next((len(group.indices) for group in manifest.groups if group.name == "few"), 0)
@@ -38,7 +40,7 @@ def model_card(manifest: Manifest, command: str | None = None, *, picture: str |
     if data.detail.get("note"):
         lines.append(f"- **Note**: {data.detail['note']}.")
     if command:
-        lines += ["", "Trained by", "", f"    {command}"]
+        lines += ["", "Trained by", "", *(f"    {line}" for line in command.splitlines())]
     if manifest.precision is not None:
         lines += ["", *_precision_words(manifest.precision)]
     lines += ["", "## How it decides", "", *_decision_words(manifest)]
@@ -90,13 +92,11 @@ def _precision_words(said: Precision) -> list[str]:
         if check is not None:
             lines.append(
                 f"On {check.images:,} {where} images it decides as the float32 network does"
-                f" {100 * check.agreement:.2f} % of the time; balanced error"
+                f" {percent(check.agreement)} of the time; balanced error"
                 f" {100 * check.balanced_error_before:.2f} % before, {100 * check.balanced_error:.2f} % now."
             )
     if said.forced:
-        lines.append(
-            f"It was written by force: {100 * said.least_agreement:g} % on held-out images are asked for."
-        )
+        lines.append(f"It was {forced_words(said)}.")
     return lines
 
 

@@ -71,12 +71,16 @@ def _from_checkpoint(options: argparse.Namespace, given: set[str]) -> Imported:
     path: Path = options.checkpoint
     if path.is_dir():
         path /= "checkpoint.pt"
+    precision = None
+    if options.precision is not None:
+        run = path.absolute().parent.name
+        precision = Wanted(options.precision, force=options.force_precision, run=run)
     bundle = bundle_from_checkpoint(
         path,
         options.out,
         data_dir=options.data_dir,
         choices=choices_of(options),
-        precision=Wanted(options.precision, options.force_precision) if options.precision else None,
+        precision=precision,
         force=options.force,
     )
     return Imported(bundle, notes_of(bundle.manifest))

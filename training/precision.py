@@ -46,10 +46,14 @@ _METHODS: Final[dict[Name, str]] = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the command line asks for. `force` writes a variant that the gate would refuse."""
+    """What the command line asks for. `force` writes a variant that the gate would refuse.
+
+    `run` is what the run is called, for people.
+    """
 
     name: Name
     force: bool = False
+    run: str = "NAME"
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +138,7 @@ def judged(
         if held.agreement < least:
             raise RunError(
                 f"--precision {wanted.name}: the variant decides as the network does on"
-                f" {_percent(held.agreement)} of {held.images:,} held-out images, under {100 * least:g} %;"
+                f" {percent(held.agreement)} of {held.images:,} held-out images, under {100 * least:g} %;"
                 " --force-precision writes it all the same"
             )
     return Precision(
@@ -150,22 +154,32 @@ def judged(
     )
 
 
+def percent(share: float) -> str:
+    """Return a share in per cent, cut and not rounded: 92.996 % is not 93 %."""
+    return f"{np.floor(1e4 * share + 1e-6) / 100:.2f} %"
+
+
+def forced_words(said: Precision) -> str:
+    """Return why a variant had to be forced."""
+    if said.holdout is None:
+        return "written by force, for nothing was held out to judge it by"
+    return f"written by force, for {100 * said.least_agreement:g} % of held-out images are asked for"
+
+
 def notes_of(manifest: Manifest) -> list[str]:
     """Return what the owner of a variant should know: how much it agrees, and what that cost."""
     said = manifest.precision
     if said is None:
         return []
     notes = [
-        f"{said.name}: decides as the network does on {_percent(check.agreement)} of {check.images:,}"
+        f"{said.name}: decides as the network does on {percent(check.agreement)} of {check.images:,}"
         f" {where} images; balanced error {100 * check.balanced_error_before:.2f} ->"
         f" {100 * check.balanced_error:.2f} %"
         for where, check in (("held-out", said.holdout), ("test", said.test))
         if check is not None
     ]
     if said.forced:
-        notes.append(
-            f"{said.name}: written by force, below the agreement of {100 * said.least_agreement:g} %"
-        )
+        notes.append(f"{said.name}: {forced_words(said)}")
     return notes
 
 
@@ -183,11 +197,6 @@ def _check(answers: Answers, adjustment: NDArray[np.float64]) -> PrecisionCheck 
         balanced_error_before=balanced_error(answers.labels, before, n_classes),
         balanced_error=balanced_error(answers.labels, after, n_classes),
     )
-
-
-def _percent(share: float) -> str:
-    """Return a share in per cent, cut and not rounded: 92.996 % is not 93 %."""
-    return f"{np.floor(1e4 * share + 1e-6) / 100:.2f} %"
 
 
 def _in_int8(network: onnx.ModelProto, batches: Iterator[NDArray[Any]]) -> onnx.ModelProto:

@@ -230,7 +230,7 @@ def test_the_gate_opens_at_its_threshold_and_names_the_measured_share_below_it(
     labels = np.zeros(1000, dtype=np.int64)
     original = np.tile([1.0, 0.0], (1000, 1))
 
-    def judge(equal: int, *, force: bool = False):
+    def judge(equal: int, *, force: bool = False, held_out: bool = True):
         other = original.copy()
         other[equal:] = [0.0, 1.0]
         answers = Answers(original, other, labels)
@@ -240,13 +240,17 @@ def test_the_gate_opens_at_its_threshold_and_names_the_measured_share_below_it(
             Wanted(name, force),
             tau=1.0,
             adjustment=np.zeros(2),
-            holdout=answers,
+            holdout=answers if held_out else nothing,
             test=nothing,
         )
 
     assert not judge(least).forced
     assert not judge(least, force=True).forced
     assert judge(least - 1, force=True).forced
+    unjudged = judge(0, force=True, held_out=False)
+    assert (unjudged.forced, unjudged.holdout) == (True, None)
+    with pytest.raises(RunError, match="nothing was held out to judge it by"):
+        judge(0, held_out=False)
     with pytest.raises(RunError, match=rf"on {(least - 1) / 10:.2f} % of 1,000 held-out images"):
         judge(least - 1)
 
@@ -313,7 +317,9 @@ def test_only_the_manifest_of_a_variant_names_a_precision(
 ) -> None:
     assert "precision" not in json.loads((original.folder / "manifest.json").read_text())
     assert json.loads((exported["int8"].folder / "manifest.json").read_text())["precision"]["name"] == "int8"
-    assert "int8" in (exported["int8"].folder / "README.md").read_text()
+    card = (exported["int8"].folder / "README.md").read_text()
+    assert "--out models/tiny\n    python -m training.export --checkpoint runs/tiny --precision int8" in card
+    assert "On 120 test images it decides as the float32 network does" in card
     assert "int8" not in (original.folder / "README.md").read_text()
 
 
