@@ -161,7 +161,9 @@ def write(folder: Path, manifest: Manifest, files: Mapping[str, bytes], *, force
     whole = manifest.model_copy(
         update={"files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
     )
-    manifest_bytes = whole.model_dump_json(indent=1).encode() + b"\n"
+    # Releases that know no precision refuse the field; what has none stays readable to them.
+    absent = {"precision"} if whole.precision is None else None
+    manifest_bytes = whole.model_dump_json(indent=1, exclude=absent).encode() + b"\n"
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

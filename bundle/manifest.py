@@ -254,6 +254,39 @@ class WeightNormalisation(_Part):
     metrics: Metrics = Metrics()
 
 
+class PrecisionCheck(_Part):
+    """How a variant in fewer bits decides labelled images, against the float32 network it was made of.
+
+    `agreement` is the share of equal decisions; the balanced errors are the network's, before, and the
+    variant's.
+    """
+
+    images: Annotated[int, Field(ge=1)]
+    agreement: Probability
+    balanced_error_before: Probability
+    balanced_error: Probability
+
+
+class Precision(_Part):
+    """The network was brought to fewer bits after training: how, and what that changed.
+
+    Decisions were compared under a uniform target prior at `tau`, the tau* of the float32 network (null: at
+    0, nothing was held out). A variant with less than `least_agreement` on held-out images is written only
+    if `forced`. `float32_operators` were left as they were; `calibration_images`, of those trained on, gave
+    int8 its scales.
+    """
+
+    name: Literal["int8", "fp16"]
+    method: str
+    float32_operators: list[str] = []
+    calibration_images: Annotated[int, Field(ge=0)] = 0
+    tau: Annotated[float, Field(ge=0, le=100)] | None
+    least_agreement: Probability
+    forced: bool
+    holdout: PrecisionCheck | None
+    test: PrecisionCheck | None
+
+
 class Loss(_Part):
     """The training loss by name, with the tau inside it where it has one, and the head it was trained on."""
 
@@ -274,7 +307,10 @@ class Dataset(_Part):
 
 
 class Manifest(_Part):
-    """`manifest.json`, format 1. `files` maps each file beside it to its sha256."""
+    """`manifest.json`, format 1. `files` maps each file beside it to its sha256.
+
+    `precision` is absent from the file where the network is as it was trained.
+    """
 
     format: Literal[1] = 1
     name: Name
@@ -290,6 +326,7 @@ class Manifest(_Part):
     input: Annotated[ImageInput | TensorInput, Field(discriminator="kind")]
     graph: Graph = Graph()
     network: str
+    precision: Precision | None = None
     loss: Loss
     recipe: dict[str, str | int | float | bool | list[float] | None] = {}
     dataset: Dataset

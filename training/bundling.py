@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from bundle import files
@@ -21,11 +22,12 @@ from bundle.manifest import (
     Metrics,
 )
 from bundle.manifest import Dataset as DatasetEntry
-from longtail.priors import prior_from_counts
+from longtail.adjustment import adjustment
+from longtail.priors import prior_from_counts, uniform_prior
 from longtail.tau import GRID
 from training import checkpoint as checkpoints
 from training.augment import normalise
-from training.calibrate import calibrate, errors_at, groups_of, offset_of, prior_weights
+from training.calibrate import Calibrated, calibrate, errors_at, groups_of, offset_of, prior_weights
 from training.card import CARD, model_card
 from training.checkpoint import Checkpoint, Plan
 from training.data import Dataset, Part, Split, split
@@ -35,6 +37,7 @@ from training.losses import make_loss
 from training.networks import linear_layer
 from training.onnx_runner import BATCHES, Runner
 from training.post_hoc import USUAL, Head, Labelled, PostHoc, normalised
+from training.precision import Answers, Variant, Wanted, judged
 from training.report import PNG, tau_curve_png
 from training.second_stage import OFFSET_STATUS, logit_offset, plain_network
 from training.sources import IN_FILES, read
@@ -50,12 +53,14 @@ def bundle_from_checkpoint(
     *,
     data_dir: Path | None = None,
     choices: PostHoc = USUAL,
+    precision: Wanted | None = None,
     force: bool = False,
 ) -> files.Bundle:
     """Write the bundle of a finished run; its images are read again, from `data_dir` if they moved.
 
     Raises TrainingError for a checkpoint that is damaged or unfinished, for images other than those trained
-    on, and for a network that ONNX Runtime does not answer for as torch does.
+    on, for a network that ONNX Runtime does not answer for as torch does, and for a variant of less precision
+    that decides too much otherwise.
     """
     checkpoint = checkpoints.load(path)
     source = checkpoint.plan.source
@@ -65,7 +70,16 @@ def bundle_from_checkpoint(
     if dataset.fingerprint() != checkpoint.data_fingerprint:
         raise RunError(f"{path} was trained on other images or labels than those found now")
     cut = split(dataset, checkpoint.plan.holdout, checkpoint.plan.seed)
-    return write_bundle(checkpoint, dataset, cut, out, torch.device("cpu"), choices=choices, force=force)
+    return write_bundle(
+        checkpoint,
+        dataset,
+        cut,
+        out,
+        torch.device("cpu"),
+        choices=choices,
+        precision=precision,
+        force=force,
+    )
 
 
 def write_bundle(
@@ -76,9 +90,13 @@ def write_bundle(
     device: torch.device,
     *,
     choices: PostHoc = USUAL,
+    precision: Wanted | None = None,
     force: bool = False,
 ) -> files.Bundle:
-    """Write the bundle of a finished run on the images at hand; `out` appears whole or not at all."""
+    """Write the bundle of a finished run on the images at hand; `out` appears whole or not at all.
+
+    With a precision it is that of the variant: all that is fitted, chosen and measured rests on its logits.
+    """
     if not checkpoint.finished:
         raise RunError(
             f"the run has taken {checkpoint.step} of {checkpoint.total_steps} steps: resume it first"
@@ -103,17 +121,43 @@ def write_bundle(
     start, status = loss.logit_offset, loss.offset_status
     if plan.second_stage is not None:
         start, status = logit_offset(source_prior), OFFSET_STATUS[plan.second_stage.classifier]
-    offset, offset_origin = offset_of(start, status, held, cut.holdout.labels, weights)
-    fitted = calibrate(
-        held,
-        cut.holdout.labels,
-        logit_offset=offset,
-        source_prior=source_prior,
-        groups=groups,
-        offset_origin=offset_origin,
-        weights=weights,
-        tau_rule=choices.tau_rule,
+
+    def fit(logits: NDArray[np.floating]) -> tuple[NDArray[np.float64], Calibrated]:
+        """Return the offset b and what else held-out logits decide."""
+        offset, origin = offset_of(start, status, logits, cut.holdout.labels, weights)
+        return offset, calibrate(
+            logits,
+            cut.holdout.labels,
+            logit_offset=offset,
+            source_prior=source_prior,
+            groups=groups,
+            offset_origin=origin,
+            weights=weights,
+            tau_rule=choices.tau_rule,
+        )
+
+    spec = ImageInput(
+        height=size,
+        width=size,
+        resize=dataset.resize,
+        mean=list(checkpoint.mean),
+        std=list(checkpoint.std),
     )
+    offset, fitted = fit(held)
+    said = None
+    if precision is not None:
+        variant = Variant(model, precision.name, spec, cut.trained)
+        faster = [variant.logits(part, n_classes) for part in (cut.holdout, dataset.test)]
+        said = judged(
+            variant,
+            precision,
+            tau=fitted.tau,
+            adjustment=offset + adjustment(source_prior, uniform_prior(n_classes), fitted.tau or 0),
+            holdout=Answers(held, faster[0], cut.holdout.labels),
+            test=Answers(test, faster[1], dataset.test.labels),
+        )
+        model, (held, test) = variant.model, faster
+        offset, fitted = fit(held)
     test_curve = errors_at(
         GRID,
         test,
@@ -150,15 +194,10 @@ def write_bundle(
         tau_curve=fitted.tau_curve,
         weight_normalisation=None if by_weights is None else by_weights.part,
         groups=groups,
-        input=ImageInput(
-            height=size,
-            width=size,
-            resize=dataset.resize,
-            mean=list(checkpoint.mean),
-            std=list(checkpoint.std),
-        ),
+        input=spec,
         graph=GRAPH,
         network=plan.network,
+        precision=said,
         loss=Loss(name=loss.name, tau=loss.tau, options=loss.options, head=loss.head),
         recipe=_recipe(checkpoint),
         dataset=_dataset_entry(plan, dataset, cut),
@@ -170,10 +209,14 @@ def write_bundle(
             test=[point for point in test_curve if point.tau in shown],
         ),
     )
+    command = training_command(plan, out, choices)
+    if precision is not None:
+        command = training_command(plan, out.with_name(precision.run))
+        command += "\n" + export_command(out, choices, precision)
     content = {
         files.MODEL: model,
         PNG: tau_curve_png(manifest, test_curve, [] if by_weights is None else by_weights.test_curve),
-        CARD: model_card(manifest, training_command(plan, out, choices), picture=PNG).encode(),
+        CARD: model_card(manifest, command, picture=PNG).encode(),
     }
     if len(cut.holdout):
         content[files.HOLDOUT] = files.encode_holdout(held, cut.holdout.labels)
@@ -269,11 +312,24 @@ def training_command(plan: Plan, out: Path, choices: PostHoc = USUAL) -> str:
     words += ["--steps", str(plan.steps)] if plan.steps is not None else ["--epochs", str(plan.epochs)]
     if plan.second_stage is None:
         words += ["--holdout", f"{plan.holdout:g}", "--seed", str(plan.seed)]
+    words += [*_choice_words(choices), "--out", f"models/{out.name}"]
+    return shlex.join(words)
+
+
+def export_command(out: Path, choices: PostHoc, precision: Wanted) -> str:
+    """Return the command that makes the variant of a trained run."""
+    words = ["python", "-m", "training.export", "--checkpoint", f"runs/{precision.run}"]
+    words += ["--precision", precision.name, *(["--force-precision"] if precision.force else [])]
+    words += [*_choice_words(choices), "--out", f"models/{out.name}"]
+    return shlex.join(words)
+
+
+def _choice_words(choices: PostHoc) -> list[str]:
+    words = []
     for name, value in asdict(choices).items():
         if value != getattr(USUAL, name):
             words += [f"--{name.replace('_', '-')}", value]
-    words += ["--out", f"models/{out.name}"]
-    return shlex.join(words)
+    return words
 
 
 def _first_stage_words(plan: Plan) -> list[str]:

@@ -2,8 +2,17 @@
 
 from collections.abc import Sequence
 
-from bundle.manifest import Estimate, ImageInput, Manifest, TauPoint, TensorInput, WeightNormalisation
+from bundle.manifest import (
+    Estimate,
+    ImageInput,
+    Manifest,
+    Precision,
+    TauPoint,
+    TensorInput,
+    WeightNormalisation,
+)
 from longtail.tau import TauRule
+from training.precision import forced_words, percent
 
 CARD = "README.md"
 
@@ -11,7 +20,8 @@ CARD = "README.md"
 def model_card(manifest: Manifest, command: str | None = None, *, picture: str | None = None) -> str:
     """Return the model card: what it is, what it saw, how wrong it is, and what it is not for.
 
-    `command` trains it again; `picture` is the file of the bundle that shows the tau curve.
+    `command`, of one line or more, makes it again; `picture` is the file of the bundle that shows the tau
+    curve.
     """
     data, counts = manifest.dataset, manifest.class_counts
     few = next((len(group.indices) for group in manifest.groups if group.name == "few"), 0)
@@ -30,7 +40,9 @@ def model_card(manifest: Manifest, command: str | None = None, *, picture: str |
     if data.detail.get("note"):
         lines.append(f"- **Note**: {data.detail['note']}.")
     if command:
-        lines += ["", "Trained by", "", f"    {command}"]
+        lines += ["", "Trained by", "", *(f"    {line}" for line in command.splitlines())]
+    if manifest.precision is not None:
+        lines += ["", *_precision_words(manifest.precision)]
     lines += ["", "## How it decides", "", *_decision_words(manifest)]
     lines += ["", "## How wrong it is", ""]
     lines += [
@@ -66,6 +78,26 @@ def _input_words(spec: ImageInput | TensorInput) -> str:
         f"{spec.height} x {spec.width} {spec.colour}; a pixel p of 0 to 255 becomes"
         f" (p * {spec.scale:.6g} - mean) / std, mean {spec.mean}, std {spec.std}"
     )
+
+
+def _precision_words(said: Precision) -> list[str]:
+    """Return what was done to the network after training, and how its decisions changed."""
+    how = f"In {said.name}: {said.method}"
+    if said.float32_operators:
+        how += f"; {' and '.join(said.float32_operators)} stay float32"
+    if said.calibration_images:
+        how += f" ({said.calibration_images} training images calibrated it)"
+    lines = [f"{how}."]
+    for where, check in (("held-out", said.holdout), ("test", said.test)):
+        if check is not None:
+            lines.append(
+                f"On {check.images:,} {where} images it decides as the float32 network does"
+                f" {percent(check.agreement)} of the time; balanced error"
+                f" {100 * check.balanced_error_before:.2f} % before, {100 * check.balanced_error:.2f} % now."
+            )
+    if said.forced:
+        lines.append(f"It was {forced_words(said)}.")
+    return lines
 
 
 def _decision_words(manifest: Manifest) -> list[str]:

@@ -18,7 +18,9 @@ from training.exceptions import RunError, TrainingError
 from training.import_inputs import NORMALISATIONS
 from training.importing import Imported, Request, import_onnx
 from training.post_hoc import PostHoc, add_options, choices_of
+from training.precision import LEAST_AGREEMENT, NAMES, Wanted, notes_of
 
+_PRECISION: Final = ("precision", "force_precision")
 _CHOICES: Final = tuple(field.name for field in dataclasses.fields(PostHoc))
 _NORMALISATION_HELP: Final = (
     "what the network takes for a pixel p of 0 to 255: unit p / 255 (default), symmetric p / 127.5 - 1,"
@@ -54,11 +56,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _from_checkpoint(options: argparse.Namespace, given: set[str]) -> Imported:
-    foreign = sorted(given - {"checkpoint", "data_dir", "out", "force", "json", *_CHOICES})
+    foreign = sorted(given - {"checkpoint", "data_dir", "out", "force", "json", *_PRECISION, *_CHOICES})
     if foreign:
         raise RunError(
             f"--{foreign[0].replace('_', '-')} does not go with --checkpoint, which knows by itself"
         )
+    if options.force_precision and options.precision is None:
+        raise RunError("--force-precision goes with --precision")
     check_out(options.out, force=options.force)
     try:
         from training.bundling import bundle_from_checkpoint  # noqa: PLC0415  (takes torch, imports do not)
@@ -67,14 +71,19 @@ def _from_checkpoint(options: argparse.Namespace, given: set[str]) -> Imported:
     path: Path = options.checkpoint
     if path.is_dir():
         path /= "checkpoint.pt"
+    precision = None
+    if options.precision is not None:
+        run = path.absolute().parent.name
+        precision = Wanted(options.precision, force=options.force_precision, run=run)
     bundle = bundle_from_checkpoint(
         path,
         options.out,
         data_dir=options.data_dir,
         choices=choices_of(options),
+        precision=precision,
         force=options.force,
     )
-    return Imported(bundle, [])
+    return Imported(bundle, notes_of(bundle.manifest))
 
 
 def _from_onnx(options: argparse.Namespace, given: set[str]) -> Imported:
@@ -82,6 +91,10 @@ def _from_onnx(options: argparse.Namespace, given: set[str]) -> Imported:
         raise RunError("--onnx FILE and --classes FILE.csv are needed, or --checkpoint FILE")
     if "data_dir" in given:
         raise RunError("--data-dir goes with --checkpoint")
+    if given.intersection(_PRECISION):
+        raise RunError(
+            "--precision goes with --checkpoint: it needs a run's images, some trained on and some held out"
+        )
     for name in _CHOICES:
         if name in given and name != "tau_rule":
             raise RunError(
@@ -131,6 +144,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--loss-tau", type=float, metavar="TAU", help="the loss's tau (default 1); fitted starts from it")
     add("--smoothing", type=float, default=0.0, help="added to each count, for counts of zero (default 0)")
     add_options(parser)
+    add(
+        "--precision", choices=NAMES, help="with --checkpoint: a faster variant, int8 for CPUs, fp16 for GPUs"
+    )
+    add(
+        "--force-precision",
+        action="store_true",
+        help="write the variant even where it agrees with the network on fewer held-out images than"
+        f" {100 * LEAST_AGREEMENT['int8']:g} %% (int8) or {100 * LEAST_AGREEMENT['fp16']:g} %% (fp16)",
+    )
     add("--force", action="store_true", help="replace an existing bundle")
     add("--json", action="store_true", help="print the result as JSON")
     return parser

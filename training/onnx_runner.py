@@ -40,6 +40,8 @@ class Runner:
         whole.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in declared)
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # int8 by exact kernels on any CPU, as in serving; without VNNI the usual ones would clip sums.
+        options.add_session_config_entry("session.x64quantprecision", "1")
         options.log_severity_level = 4  # what is wrong is raised; its log would break the one line
         # ONNX Runtime's exceptions share no base of their own.
         failures: tuple[type[Exception], ...] = (

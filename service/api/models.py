@@ -9,6 +9,7 @@ from bundle.manifest import (
     Group,
     ImageInput,
     Metrics,
+    Precision,
     TauPoint,
     TensorInput,
     WeightNormalisation,
@@ -61,6 +62,7 @@ class ModelDetail(ModelEntry):
     weight_normalisation: WeightNormalisation | None
     groups: list[Group]
     input: ImageInput | TensorInput
+    precision: Precision | None = Field(description="How it was made faster; null: as it was trained.")
     metrics: Metrics
 
 
@@ -96,6 +98,7 @@ async def model(name: Annotated[str, Path(max_length=64)], parts: PartsDep) -> J
             "weight_normalisation",
             "groups",
             "input",
+            "precision",
             "metrics",
         },
     )
