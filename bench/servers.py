@@ -56,6 +56,7 @@ class Server:
         environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("TARE_")},
             "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(folder),
             "ORT_DISABLE_TELEMETRY": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
