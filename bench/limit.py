@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 BATCHES: Final = (1, 4, 16)
-_TRIED_S: Final = 1.0
+_TRIED_S: Final = 0.7
 _SWITCH_S: Final = 0.0005  # as the service: a thread that waits for the interpreter asks for it sooner
 
 
@@ -36,6 +36,11 @@ class Pace:
 
     per_s: float
     cpu_us: float
+
+    @property
+    def used_cores(self) -> float:
+        """How many cores it had: fewer than there are means that something else ran."""
+        return self.per_s * self.cpu_us / 1e6
 
 
 class Limit:

@@ -19,7 +19,10 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """What came of one load. `refused` are answers other than 2xx, `broken` connections that failed or timed out."""
+    """What came of one load.
+
+    `refused` are answers other than 2xx, `broken` are connections that failed and answers that timed out.
+    """
 
     requests: int
     seconds: float

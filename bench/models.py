@@ -92,7 +92,7 @@ def resnet50(cache: Path) -> Path:
 
 
 def _plain_network(bundle: Bundle) -> onnx.ModelProto:
-    """Cut the graph that the service composes between its pixels and f, so that everybody runs the same one."""
+    """Cut what the service composes between its pixels and f: everybody runs the same graph."""
     graph = compose(bundle)
     whole = onnx.utils.Extractor(onnx.load_from_string(graph.model))
     return whole.extract_model([graph.inputs.pixels], [graph.outputs.logits])

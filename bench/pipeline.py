@@ -1,7 +1,7 @@
-"""What every server does with an image, and nothing else: decode, batch, run, top five. No torch, no framework.
+"""What every server does with an image, and nothing else: decode, batch, run, top five.
 
-The bare limit is a loop of this; the peers' apps call it from inside their frameworks. The decoder is the service's
-own, so that nobody wins by theirs, and the pixels are normalised in the graph.
+The bare limit is a loop of this; the peers' apps call it from inside their frameworks. The decoder is the
+service's own, so that nobody wins by theirs, and the pixels are normalised in the graph. No torch here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Pipeline:
     """A network from uint8 pixels (B, H, W, 3) to logits (B, L), and what stands round it."""
 
     def __init__(self, model: Path | str, threads: int | None = None) -> None:
-        """Load the network. `threads` computes each run on so many, without spinning; None is the runtime's way."""
+        """Load the network. `threads` computes each run on so many, without spinning; None: its own way."""
         options = onnxruntime.SessionOptions()
         if threads is not None:
             options.intra_op_num_threads = threads

@@ -1,4 +1,4 @@
-"""What the benchmark of serving measured, as Markdown: medians over rounds, ratios to the bare limit, goals."""
+"""What the benchmark of serving measured, as Markdown: medians, shares of the bare limit, goals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from typing import Final
 from bench.limit import Pace
 from bench.load import Load
 from bench.servers import OURS, PEERS, ROOT, Model
+from service.adapters.onnx_session import cores
 
+_QUIET: Final = 0.95  # of the cores for the bare limit
 FLAGS: Final = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 
 
@@ -73,6 +75,10 @@ def report(measured: Sequence[Measured]) -> str:
     lines = [line for one in measured for line in goals(one, measured)]
     if lines:
         parts += ["### Goals", "\n".join(f"- {line}" for line in lines)]
+    if any(one.limit.used_cores < _QUIET * cores() for one in measured):
+        parts.append(
+            "**The machine was not quiet**: the bare limit did not get its cores; go by CPU time alone."
+        )
     return "\n\n".join(parts)
 
 
@@ -102,11 +108,15 @@ def rates(one: Measured) -> str:
     ]
     empty = [""] * (len(numbers) * 2 - 1)
     rows += [
-        [f"bare limit (batches of {one.batch})", f"{one.limit.per_s:,.0f}", *empty],
+        [
+            f"bare limit (batches of {one.batch}, on {one.limit.used_cores:.2f} cores)",
+            f"{one.limit.per_s:,.0f}",
+            *empty,
+        ],
         ["session.run alone", f"{_pace(one.session).per_s:,.0f}", *empty],
     ]
     heads = [f"answers/s at {n} (share of the limit)" for n in numbers]
-    return _table(["server", *heads, *(f"p50 / p99 ms at {n}" for n in numbers)], rows)
+    return table(["server", *heads, *(f"p50 / p99 ms at {n}" for n in numbers)], rows)
 
 
 def costs(one: Measured) -> str:
@@ -131,7 +141,7 @@ def costs(one: Measured) -> str:
         ["session.run alone", f"{_pace(one.session).cpu_us:,.0f}", *[""] * (len(numbers) + 2)],
     ]
     heads = [f"CPU-us a request at {n} (limit's share)" for n in numbers]
-    return _table(["server", *heads, "memory MiB", "start s", "not 2xx + broken"], rows)
+    return table(["server", *heads, "memory MiB", "start s", "not 2xx + broken"], rows)
 
 
 def goals(one: Measured, measured: Sequence[Measured]) -> list[str]:
@@ -169,6 +179,12 @@ def goals(one: Measured, measured: Sequence[Measured]) -> list[str]:
     start = one.median(OURS, lambda turn: turn.start_s)
     lines.append(_goal(one, "first good answer in less than 2 s", start < 2, f"{start:.2f} s"))
     return lines
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _goals_of_small(one: Measured, numbers: Sequence[int]) -> list[str]:
@@ -211,11 +227,6 @@ def _share(share: float) -> str:
     return f"{share:.2f}".removeprefix("0")
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _commit() -> str:
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -230,4 +241,4 @@ def _processor() -> str:
     has = set(fields.get("flags", "").split())
     flags = ", ".join(flag for flag in FLAGS if flag in has) or "none"
     name = fields.get("model name", platform.machine())
-    return f"{name}, {len(os.sched_getaffinity(0))} cores, flags: {flags} (of {', '.join(FLAGS)})"
+    return f"{name}, {cores()} cores, flags: {flags} (of {', '.join(FLAGS)})"

@@ -18,6 +18,8 @@ from typing import IO, Any, Final, Literal
 
 import numpy as np
 
+from service.adapters.onnx_session import installed_wheel
+
 ROOT: Final = Path(__file__).parents[1]
 OURS: Final = "ours"
 PEERS: Final = {"litserve": "LitServe", "ray": "Ray Serve", "naive": "naive FastAPI"}
@@ -43,7 +45,7 @@ class Model:
     network: Path
     images: Path
     kind: Literal["small", "large", "int8"]
-    """Which goals are meant for it: networks for images of up to 64 pixels a side, larger ones, quantised ones."""
+    """Whose goals are its own: images of up to 64 pixels a side, larger ones, or a quantised network."""
 
 
 class Server:
@@ -165,7 +167,7 @@ class Server:
 
 
 def python_of(name: str, cache: Path, say: IO[str]) -> Path:
-    """Return the interpreter that runs a server: our own, or a peer's, installed on first use. Raises ServerError."""
+    """Return the interpreter of a server: ours, or a peer's, installed on first use. Raises ServerError."""
     if name == OURS:
         return Path(sys.executable)
     requirements = ROOT / "bench" / "peers" / f"{name}.txt"
@@ -196,12 +198,14 @@ def python_of(name: str, cache: Path, say: IO[str]) -> Path:
     return python
 
 
-def versions(name: str, python: Path) -> str:
-    """Return in a few words which version of what serves."""
-    packages = {OURS: "onnxruntime", "naive": "fastapi", "litserve": "litserve", "ray": "ray"}
-    code = f"import importlib.metadata as m; print(m.version({packages[name]!r}))"
+def version(name: str, python: Path) -> str:
+    """Return what serves, with its version."""
+    if name == OURS:
+        return installed_wheel()
+    package = {"naive": "fastapi"}.get(name, name)
+    code = f"import importlib.metadata as m; print(m.version({package!r}))"
     done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True)
-    return f"{packages[name]} {done.stdout.strip()}"
+    return f"{package} {done.stdout.strip()}"
 
 
 def _free_port() -> int:

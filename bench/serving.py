@@ -1,8 +1,8 @@
 """Our service beside the bare limit and beside what others would use: `python -m bench.serving`.
 
-In each round every server is started, warmed up, loaded at each number of connections, and stopped, so that none idles
-beside another; before each the bare limit runs for a moment, so that both see the same machine. bench/README.md says what
-is fair about it and how to read it.
+In each round every server is started, warmed up, loaded at each number of connections, and stopped, so that
+none idles beside another; before each the bare limit runs for a moment, so that both see the same machine.
+bench/README.md says what is fair about it and how to read it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.load import LoadError, check_wrk, post
 from bench.models import RESNET32, ModelError, cache_folder, prepared, resnet50
 from bench.pipeline import Pipeline
 from bench.report import Measured, Turn, machine, report
-from bench.servers import NAMES, Model, Server, ServerError, python_of, versions
+from bench.servers import NAMES, Model, Server, ServerError, python_of, version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (LoadError, ModelError, ServerError) as failure:
         print(f"bench.serving: {failure}", file=sys.stderr)
         return 2
-    used = [versions(name, python) for name, python in pythons.items()]
+    used = [version(name, python) for name, python in pythons.items()]
     text = f"{machine(used, options.rounds, options.seconds)}\n\n{report(measured)}\n"
     print(text, end="")
     if options.out is not None:

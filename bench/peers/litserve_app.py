@@ -1,8 +1,8 @@
 """LitServe: `python -m bench.peers.litserve_app MODEL PORT`.
 
-As its documentation advises for a CPU: a worker process for each core, here with one compute thread each. Batches gather
-for a moment only; without any window its workers would spin. The raw body is taken by FastAPI's own means, which is
-cheaper than the form that its examples use.
+As its documentation advises for a CPU: a worker process for each core, here with one compute thread each.
+Batches gather for a moment only; without any window its workers would spin. The raw body is taken by FastAPI,
+which is cheaper than the form that its examples use.
 """
 
 import os
@@ -18,7 +18,7 @@ from bench.pipeline import Pipeline
 class Api(litserve.LitAPI):
     """Decodes and runs in the workers."""
 
-    def setup(self, device):
+    def setup(self, device):  # noqa: ARG002 - its signature
         """Load the network, once a worker."""
         self.pipeline = Pipeline(sys.argv[1], threads=1)
 

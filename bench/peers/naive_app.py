@@ -1,7 +1,7 @@
 """FastAPI as most people write it first: `python -m bench.peers.naive_app MODEL PORT`.
 
-Each request has one run of its own, in the framework's pool of threads; ONNX Runtime is left to its own choices, which
-spread a run over all cores.
+Each request has one run of its own, in the framework's pool of threads; ONNX Runtime is left to its own
+choices, which spread a run over all cores.
 """
 
 import sys

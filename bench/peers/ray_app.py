@@ -1,8 +1,8 @@
 """Ray Serve: `python -m bench.peers.ray_app MODEL PORT`.
 
-Through its proxy a request costs five milliseconds of CPU, so the flags that it has for throughput are on: the replica
-takes HTTP itself. There is one, with a thread for each core (two replicas would need a balancer before them), no log line
-a request, and room for more requests in flight than its default of five, which would starve the batches.
+Through its proxy a request costs five milliseconds of CPU, so its flags for throughput are on: the replica
+takes HTTP itself. There is one, with a thread for each core (two would need a balancer before them), no log line a
+request, and room for more requests in flight than its default of five, which starves batches.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ class App:
 
     def __init__(self, model: str) -> None:
         """Load the network."""
-        from bench.pipeline import Pipeline  # in the replica, not in the driver
+        from bench.pipeline import Pipeline  # noqa: PLC0415 - in the replica, not the driver
 
         self.pipeline = Pipeline(model, threads=1)
 
