@@ -19,9 +19,10 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """What came of one load.
+    """What came of one load of `seconds`.
 
-    `refused` are answers other than 2xx, `broken` are connections that failed and answers that timed out.
+    `requests` were answered, `refused` of them with other than 2xx; `broken` are connections that failed and
+    answers that timed out. `per_s` are good answers a second, from the first sending to the last answer.
     """
 
     requests: int
@@ -30,11 +31,7 @@ class Load:
     broken: int
     p50_ms: float
     p99_ms: float
-
-    @property
-    def per_s(self) -> float:
-        """Good answers a second."""
-        return (self.requests - self.refused) / self.seconds
+    per_s: float
 
 
 def check_wrk() -> None:
@@ -64,12 +61,18 @@ def post(url: str, images: Path, connections: int, seconds: float) -> Load:
     )
     if done.returncode:
         raise LoadError(f"wrk failed: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
-    return parsed(done.stdout)
+    return parsed(done.stdout, connections)
 
 
-def parsed(output: str) -> Load:
-    """Read the line that the script writes at the end of what wrk prints."""
+def parsed(output: str, connections: int) -> Load:
+    """Read the line that the script writes at the end of what wrk prints.
+
+    All that was sent has been answered but for the last request of each connection.
+    """
     lines = [line for line in output.splitlines() if line.startswith("{")]
     if not lines:
         raise LoadError("wrk ended without its figures")
-    return Load(**json.loads(lines[-1]))
+    figures = json.loads(lines[-1])
+    answered, took_s = figures.pop("sent") - connections, figures.pop("sending_s")
+    good = 1 - figures["refused"] / max(1, figures["requests"])
+    return Load(**figures, per_s=answered / took_s * good if answered > 0 else 0.0)

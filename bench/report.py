@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -32,9 +33,12 @@ class Turn:
     memory_mib: float = 0.0
 
     def add(self, connections: int, load: Load, cpu_s: float) -> None:
-        """Keep what came of a load, and what it cost a request."""
+        """Keep what came of a load, and what it cost a request: the cores it had, by its answers a second.
+
+        Not by the answers that came: a large batch that is not done yet has cost its time.
+        """
         self.loads[connections] = load
-        self.cpu_us[connections] = cpu_s / max(1, load.requests) * 1e6
+        self.cpu_us[connections] = cpu_s / load.seconds / load.per_s * 1e6 if load.per_s else math.inf
 
     def __str__(self) -> str:
         """Return a line for who waits."""

@@ -1,8 +1,8 @@
 """Ray Serve: `python -m bench.peers.ray_app MODEL PORT`.
 
 Through its proxy a request costs five milliseconds of CPU, so its flags for throughput are on: the replica
-takes HTTP itself. There is one, with a thread for each core (two would need a balancer before them), no log line a
-request, and room for more requests in flight than its default of five, which starves batches.
+takes HTTP itself. There is one, with a thread for each core (two would need a balancer before them), no log of
+requests, and room for more of them than its default of five, which starves batches.
 """
 
 import asyncio

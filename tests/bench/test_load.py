@@ -52,7 +52,17 @@ def test_every_image_is_posted_by_turns_and_refusals_are_counted_apart(alternati
     assert abs(result.refused - result.requests / 2) <= 1
     assert result.broken == 0
     assert 0 < result.p50_ms <= result.p99_ms
-    assert result.per_s == pytest.approx(result.requests / 2 / result.seconds, rel=0.05)
+    assert 0 < result.per_s <= result.requests / 2
+
+
+def test_the_pace_is_that_between_the_first_sending_and_the_last_answer():
+    line = (
+        '{"requests": 100, "seconds": 4.0, "refused": 25, "broken": 1, "p50_ms": 1, "p99_ms": 2,'
+        ' "sent": 164, "sending_s": 2.0}'
+    )
+    result = load.parsed(f"Running 4s test\n{line}\n", connections=64)
+    assert result.per_s == (164 - 64) / 2.0 * 0.75
+    assert load.parsed(line.replace("164", "64"), connections=64).per_s == 0  # none of the first was answered
 
 
 def test_a_port_where_nobody_listens_is_no_measurement(tmp_path):
@@ -63,7 +73,7 @@ def test_a_port_where_nobody_listens_is_no_measurement(tmp_path):
 
 def test_output_without_figures_is_an_error():
     with pytest.raises(load.LoadError, match="without its figures"):
-        load.parsed("Running 1s test\n")
+        load.parsed("Running 1s test\n", connections=1)
 
 
 def test_where_wrk_is_missing_the_error_says_how_to_install_it(monkeypatch, tmp_path):

@@ -131,8 +131,8 @@ def test_a_bundle_of_tensors_is_refused(tmp_path):
 
 def _turn(limit, at_8, at_64, p99_ms=30.0):
     turn = Turn(Pace(limit, 700), start_s=1.0)
-    turn.add(8, Load(at_8, 1.0, 0, 0, 4, 8), at_8 * 1e-3)
-    turn.add(64, Load(at_64, 1.0, 0, 0, 20, p99_ms), at_64 * 1e-3)
+    turn.add(8, Load(at_8, 1.0, 0, 0, 4, 8, at_8), at_8 * 1e-3)
+    turn.add(64, Load(at_64, 1.0, 0, 0, 20, p99_ms, at_64), at_64 * 1e-3)
     turn.memory_mib = 100
     return turn
 
