@@ -76,13 +76,14 @@ class Measured:
 def report(measured: Sequence[Measured]) -> str:
     """Return the tables of each model, and which goals were reached."""
     parts = [part for one in measured for part in (f"### {one.model.name}", rates(one), costs(one))]
+    if any(one.limit.used_cores < _QUIET * cores() for one in measured):
+        parts.append(
+            "**The machine was not quiet**: the bare limit did not get its cores;"
+            " only CPU time and memory say anything."
+        )
     lines = [line for one in measured for line in goals(one, measured)]
     if lines:
         parts += ["### Goals", "\n".join(f"- {line}" for line in lines)]
-    if any(one.limit.used_cores < _QUIET * cores() for one in measured):
-        parts.append(
-            "**The machine was not quiet**: the bare limit did not get its cores; go by CPU time alone."
-        )
     return "\n\n".join(parts)
 
 

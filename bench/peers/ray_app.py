@@ -1,7 +1,7 @@
 """Ray Serve: `python -m bench.peers.ray_app MODEL PORT`.
 
 Through its proxy a request costs five milliseconds of CPU, so its flags for throughput are on: the replica
-takes HTTP itself. There is one, with a thread for each core (two would need a balancer before them), no log of
+takes HTTP itself. There is one, with a thread for each core (two would need a balancer), no log of
 requests, and room for more of them than its default of five, which starves batches.
 """
 

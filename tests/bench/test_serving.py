@@ -14,6 +14,7 @@ from bench.models import ModelError, prepared
 from bench.pipeline import Pipeline, top_five
 from bench.report import Measured, Turn, report
 from bench.servers import Model, Server, ServerError
+from service.adapters.onnx_session import cores
 from tests import tiny
 
 HERE = Path(sys.executable)
@@ -151,6 +152,13 @@ def test_a_share_is_the_median_of_shares_of_the_same_round():
     assert "small, at 64 connections at least 0.92 of the limit: reached (0.95)" in text
     assert "small, at 8 connections at least 0.72 of the limit: **not reached** (0.70)" in text
     assert "p99 at 64 connections under twice p50: reached (1.50 times)" in text
+
+
+def test_a_limit_that_did_not_get_its_cores_is_said_and_one_that_did_is_not():
+    busy, quiet = _measured(_turn(1000, 700, 900)), _measured(_turn(1000, 700, 900))
+    quiet.turns["ours"][0].limit = Pace(1000, cores() * 1000)
+    assert "The machine was not quiet" in report([quiet, busy])
+    assert "The machine was not quiet" not in report([quiet])
 
 
 def test_a_quantised_network_is_held_to_its_own_limit_and_to_that_of_float32():
