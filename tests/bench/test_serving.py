@@ -131,7 +131,7 @@ def test_a_bundle_of_tensors_is_refused(tmp_path):
 
 
 def _turn(limit, at_8, at_64, p99_ms=30.0):
-    turn = Turn(Pace(limit, 700), start_s=1.0)
+    turn = Turn(Pace(limit, cores() * 1e6 / limit), start_s=1.0)  # it had all cores
     turn.add(8, Load(at_8, 1.0, 0, 0, 4, 8, at_8), at_8 * 1e-3)
     turn.add(64, Load(at_64, 1.0, 0, 0, 20, p99_ms, at_64), at_64 * 1e-3)
     turn.memory_mib = 100
@@ -154,11 +154,18 @@ def test_a_share_is_the_median_of_shares_of_the_same_round():
     assert "p99 at 64 connections under twice p50: reached (1.50 times)" in text
 
 
-def test_a_limit_that_did_not_get_its_cores_is_said_and_one_that_did_is_not():
-    busy, quiet = _measured(_turn(1000, 700, 900)), _measured(_turn(1000, 700, 900))
-    quiet.turns["ours"][0].limit = Pace(1000, cores() * 1000)
-    assert "The machine was not quiet" in report([quiet, busy])
-    assert "The machine was not quiet" not in report([quiet])
+def test_on_a_busy_machine_nothing_is_judged_by_the_clock():
+    one, peer = _turn(1000, 700, 950), _turn(1000, 1, 1)
+    peer.memory_mib = 300
+    measured = _measured(one, litserve=[peer])
+    assert "busy" not in report([measured])
+    assert "The machine was not quiet" not in report([measured])
+    one.limit = peer.limit = Pace(1000, cores() * 1e6 / 1000 / 2)
+    text = report([measured])
+    assert "The machine was not quiet" in text
+    verdicts = [line.split(": ")[1].split(" (")[0] for line in text.splitlines() if line.startswith("- ")]
+    assert verdicts.count("reached") == 1  # of memory
+    assert set(verdicts) == {"reached", "not judged, the machine was busy"}
 
 
 def test_a_quantised_network_is_held_to_its_own_limit_and_to_that_of_float32():
