@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PORT := $(or $(TARE_PORT),8000)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check lint fast-tests-training fast-tests-others bench-training format clean
+.PHONY: help serve test check lint fast-tests-training fast-tests-others bench-training bench-serving bench-gpu format clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,12 @@ fast-tests-others: $(VENV)/.everything
 
 bench-training: $(VENV)/.everything ## time our training step beside the loop most people write
 	$(BIN)/python -m bench.training
+
+bench-serving: $(VENV)/.everything ## load the service beside the bare limit and other servers (needs wrk)
+	$(BIN)/python -m bench.serving
+
+bench-gpu: $(VENV)/.everything ## the same on a GPU; without one it says so
+	$(BIN)/python -m bench.gpu
 
 format: $(VENV)/.everything ## format the code
 	$(BIN)/ruff check --fix .
