@@ -242,7 +242,7 @@ def test_of_many_requests_sent_ahead_a_few_are_held_and_all_are_answered():
 
     async def counting(scope, receive, send):
         if len(held) < 20:
-            held.append(sum(isinstance(one, RequestResponseCycle) for one in gc.get_objects()))
+            held.append(sum(issubclass(type(one), RequestResponseCycle) for one in gc.get_objects()))
         await app(scope, receive, send)
 
     talk(script, counting)
