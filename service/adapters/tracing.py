@@ -81,7 +81,8 @@ class Traces:
         closing.start()
         closing.join(_CLOSING_S)
         if closing.is_alive():
-            self._exporter.shutdown()  # which wakes it from its waiting to try again
+            # It wakes the thread from its waiting to try again; its author left it without types.
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]
             closing.join(_CLOSING_S)
 
 

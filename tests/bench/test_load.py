@@ -40,6 +40,7 @@ def alternating():
     server.server_close()
 
 
+@pytest.mark.slow
 def test_every_image_is_posted_by_turns_and_refusals_are_counted_apart(alternating, tmp_path):
     images = [bytes([place, 0, 255, 10, 13]) * 100 for place in range(3)]
     for place, image in enumerate(images):

@@ -95,6 +95,7 @@ def test_every_route_is_described_or_known_to_be_none_of_the_api(described):
     assert any(path.startswith("/v2/") for path in described)
 
 
+@pytest.mark.slow
 def test_each_token_opens_what_it_should_and_nothing_else(locked, described):
     wrong = []
     for path, methods in [*described.items(), *((path, {"GET"}) for path in UNDESCRIBED)]:

@@ -231,6 +231,7 @@ async def abandoned(scope, receive, send):
     answered.append(message["type"])
 
 
+@pytest.mark.slow
 def test_of_many_requests_sent_ahead_a_few_are_held_and_all_are_answered():
     async def script(reader, writer):
         writer.write(GET * 5000)
