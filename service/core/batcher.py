@@ -210,7 +210,8 @@ class Batcher(Generic[Item, Prepared, Answer]):
                 if self._stopping:
                     return None
                 self._changed.wait()
-            share = math.ceil(self._queued_items / self._capacity.workers)
+            # What waits is shared with those that are idle too: half of it, left to a busy worker, would wait.
+            share = math.ceil(self._queued_items / (self._capacity.workers - self._busy))
             batch = [self._next() for _ in range(min(share, self._capacity.largest_batch))]
             self._drain.left(len(batch))
             self._busy += 1
