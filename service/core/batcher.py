@@ -1,7 +1,7 @@
 """Gathers the items of many callers into batches for a few threads, so that none waits for company.
 
-An idle thread takes what is there at once; while all are busy the queue grows, and the next to be free takes
-its share of it, one item from each request in turn. Nothing here knows what an item is.
+An idle thread takes its share of what is there at once; while all are busy the queue grows, and the next to
+be free takes from it, one item from each request in turn. Nothing here knows what an item is.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class Batcher(Generic[Item, Prepared, Answer]):
                 if self._stopping:
                     return None
                 self._changed.wait()
-            # What waits is shared with those that are idle too: half of it, left to a busy worker, would wait.
+            # Shared with idle workers: what is left to a busy one would wait.
             share = math.ceil(self._queued_items / (self._capacity.workers - self._busy))
             batch = [self._next() for _ in range(min(share, self._capacity.largest_batch))]
             self._drain.left(len(batch))

@@ -121,8 +121,9 @@ async def held(doubler, batcher, *items):
 
 
 async def queued(batcher, n):
-    while batcher.queued_items != n:
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(10):
+        while batcher.queued_items != n:
+            await asyncio.sleep(0.001)
 
 
 def test_a_lone_item_is_run_at_once_and_alone():
@@ -150,21 +151,35 @@ def test_what_comes_while_the_worker_is_busy_makes_one_batch_with_an_item_of_eac
     asyncio.run(main())
 
 
-def test_a_worker_takes_its_share_and_never_more_than_the_largest_batch():
+def test_idle_workers_share_what_waits_and_take_no_more_than_the_largest_batch():
+    async def main():
+        doubler = Doubler()
+        async with batching(doubler, workers=2, largest=8) as batcher:
+            doubler.gate.clear()
+            shared = ask(batcher, *range(6))
+            for _ in range(2):
+                await asyncio.to_thread(doubler.entered.acquire)
+            later = ask(batcher, *range(20, 60))
+            await queued(batcher, 40)
+            doubler.gate.set()
+            await asyncio.gather(shared, later)
+        sizes = [len(batch) for batch in doubler.batches]
+        assert sizes[:2] == [3, 3]
+        assert max(sizes) == 8
+
+    asyncio.run(main())
+
+
+def test_nothing_is_left_to_a_worker_that_is_busy():
     async def main():
         doubler = Doubler()
         async with batching(doubler, workers=2, largest=8) as batcher:
             first = await held(doubler, batcher, 100)
-            second = ask(batcher, 200)
+            rest = ask(batcher, *range(6))
             await asyncio.to_thread(doubler.entered.acquire)
-            later = ask(batcher, *range(1, 11))
-            many = ask(batcher, *range(20, 50))
-            await queued(batcher, 40)
             doubler.gate.set()
-            assert len((await asyncio.gather(first, second, later, many))[3]) == 30
-        sizes = [len(batch) for batch in doubler.batches]
-        assert max(sizes) == 8
-        assert sizes[-1] == 1  # half of what is there, and so on down to the last
+            await asyncio.gather(first, rest)
+        assert [len(batch) for batch in doubler.batches] == [1, 6]
 
     asyncio.run(main())
 
