@@ -26,7 +26,7 @@ from service.adapters.sql_tables import (
     stored_ranks,
     stored_time,
 )
-from service.adapters.sqlite_database import insert
+from service.adapters.sqlite_database import execute, insert
 from service.core.records import (
     Decision,
     Group,
@@ -130,13 +130,12 @@ def rows_of(made: Sequence[Prediction], model_ids: Mapping[tuple[str, str], int]
 
 
 def add(connection: Connection, rows: Sequence[PredictionRow]) -> None:
-    """Keep predictions; one that is there already stays as it is."""
+    """Keep predictions, inside a transaction; one that is there already stays as it is."""
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         block = rows[start : start + _ROWS_AT_ONCE]
-        # Past SQLAlchemy's own handling of parameters, which costs as much as the database does, and many
-        # rows in one statement, since after each the thread has to wait for the interpreter again.
+        # Many rows in one statement, since after each the thread has to wait for the interpreter again.
         statement = _compiled_add(connection.dialect, len(block))
-        connection.exec_driver_sql(statement, tuple(chain.from_iterable(block)))
+        execute(connection, statement, tuple(chain.from_iterable(block)))
 
 
 @cache

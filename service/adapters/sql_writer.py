@@ -25,6 +25,7 @@ from service.core.exceptions import Overloaded, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     from sqlalchemy import Connection, Engine
 
@@ -47,6 +48,9 @@ class Database(Protocol):
     @property
     def writer(self) -> Engine:
         """Where its one connection comes from."""
+
+    def transaction(self, connection: Connection) -> AbstractContextManager[None]:
+        """Commit what the block does; undo it where it raises. Raises DatabaseError where that fails."""
 
     def set_durable(self, connection: Connection, durable: bool) -> None:
         """Sync every commit from here on, or not."""
@@ -247,7 +251,7 @@ class Writer:
         try:
             results: list[Any] = []
             self._make_durable(connection, any(job.durable for job in jobs))
-            with connection.begin():
+            with self._database.transaction(connection):
                 for work, same in groupby(jobs, key=attrgetter("work")):
                     results += work(connection, [job.argument for job in same])
             return [(job, result, None) for job, result in zip(jobs, results, strict=True)]

@@ -10,21 +10,23 @@ import fcntl
 import logging
 import os
 import sqlite3
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, DBAPIError
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from service.adapters.migrations import upgrade
 from service.core.exceptions import StateLocked, StateUnusable, Unavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["READERS", "SqliteDatabase", "insert"]
+__all__ = ["READERS", "SqliteDatabase", "execute", "insert"]
 
 _log = logging.getLogger("tare.store")
 
@@ -32,6 +34,8 @@ READERS: Final = 4
 _BUSY_TIMEOUT_S: Final = 5.0
 _WAL_KEPT_BYTES: Final = 64 << 20  # what a checkpoint leaves of the log, once a burst had blown it up
 _VACUUM_PAGES: Final = 1024
+# A plain BEGIN that reads before it writes fails at once where somebody else writes.
+_BEGIN: Final = "BEGIN IMMEDIATE"
 
 
 class SqliteDatabase:
@@ -81,6 +85,27 @@ class SqliteDatabase:
         self.reader.dispose()
         self.writer.dispose()
         os.close(self._lock)
+
+    @staticmethod
+    @contextmanager
+    def transaction(connection: Connection) -> Iterator[None]:
+        """Commit what the block does; undo it where it raises. Raises DatabaseError where that fails.
+
+        SQLAlchemy's own transaction and statement cost twice what SQLite takes to keep a prediction, so both
+        are the driver's here; work that goes through SQLAlchemy finds the transaction begun.
+        """
+        raw = _raw(connection)
+        try:
+            raw.execute(_BEGIN)
+            yield
+            raw.commit()
+        except sqlite3.Error as failure:
+            raise DBAPIError.instance(
+                None, None, failure, sqlite3.Error, dialect=connection.dialect
+            ) from failure
+        finally:
+            raw.rollback()  # nothing once it is committed
+            connection.rollback()  # where SQLAlchemy took part, it forgets this transaction
 
     @staticmethod
     def set_durable(connection: Connection, durable: bool) -> None:
@@ -147,9 +172,14 @@ def _prepare_reader(raw: sqlite3.Connection, _record: object) -> None:
     raw.execute("PRAGMA wal_autocheckpoint = 0")  # by the writer alone: older SQLite lose data in a race
 
 
+def execute(connection: Connection, statement: str, parameters: Sequence[Any]) -> None:
+    """Run a statement in SQLite's own words, inside `transaction`: see there."""
+    _raw(connection).execute(statement, parameters)
+
+
 def _begin_immediate(connection: Connection) -> None:
-    """A plain BEGIN that reads before it writes fails at once where somebody else writes."""
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    if not _raw(connection).in_transaction:
+        connection.exec_driver_sql(_BEGIN)
 
 
 def _raw(connection: Connection) -> sqlite3.Connection:
