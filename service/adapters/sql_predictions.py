@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 _BLOCK_ROWS: Final = 8192
 _BLOCK_BYTES: Final = 8 << 20
-_ROWS_AT_ONCE: Final = 16
+ROWS_AT_ONCE: Final = 16  # up to so many are kept by one statement
 
 PredictionRow = tuple[Any, ...]  # the columns of `predictions`, in their order
 Place = tuple[int, bytes]  # where a block ended: time and id of its last prediction
@@ -130,9 +130,12 @@ def rows_of(made: Sequence[Prediction], model_ids: Mapping[tuple[str, str], int]
 
 
 def add(connection: Connection, rows: Sequence[PredictionRow]) -> None:
-    """Keep predictions, inside a transaction; one that is there already stays as it is."""
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        block = rows[start : start + _ROWS_AT_ONCE]
+    """Keep predictions; one that is there already stays as it is.
+
+    Up to ROWS_AT_ONCE it is one statement; more need a transaction round them.
+    """
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        block = rows[start : start + ROWS_AT_ONCE]
         # Many rows in one statement, since after each the thread has to wait for the interpreter again.
         statement = _compiled_add(connection.dialect, len(block))
         execute(connection, statement, tuple(chain.from_iterable(block)))

@@ -130,6 +130,7 @@ class SqlStore:
             rows=len(rows),
             size_bytes=sum(_size_of(len(one.decision.logits)) for _, one in made),
             here=True,
+            one_statement=len(rows) <= sql_predictions.ROWS_AT_ONCE,
         )
 
     async def record(self, predictions: Sequence[Prediction]) -> None:

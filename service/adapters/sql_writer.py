@@ -3,7 +3,8 @@
 A sync to disk costs the same for one row as for hundreds, so the writer's thread takes whatever waits (up to
 GROUP_ROWS), commits it as one transaction and then answers every caller. A caller is answered after the
 commit and never before; one whose work fails does not take its neighbours along. A thread that may wait, and
-finds that nobody writes, takes the turn itself.
+finds that nobody writes, takes the turn itself, and what others like it have brought meanwhile along: waking
+a thread costs more than a commit.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import threading
 import time
 from collections import deque
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -65,6 +67,8 @@ class _Job:
     size_bytes: int
     then: Callable[[Any, Exception | None], None]
     wanted: Callable[[], bool]
+    here: bool
+    one_statement: bool
 
 
 _Settled = tuple[_Job, Any, Exception | None]
@@ -158,16 +162,17 @@ class Writer:
         size_bytes: int = 0,
         wanted: Callable[[], bool] = lambda: True,
         here: bool = False,
+        one_statement: bool = False,
     ) -> None:
         """Run `work` as `submit` does, from any thread and whatever the backlog.
 
-        Where `here` is set and nobody writes or waits to, this thread writes itself, which saves waking
-        another; one that must not wait for a disk does not set it.
+        Where `here` is set and nobody writes or waits to, this thread writes itself; one that must not wait
+        for a disk does not set it. Work that is `one_statement` needs no transaction round it.
 
         `then` hears of its result or its failure, on the thread that wrote, and must not raise. A job that is
         not wanted when its turn comes is left out, and `then` does not hear of it.
         """
-        job = _Job(work, argument, durable, rows, size_bytes, then, wanted)
+        job = _Job(work, argument, durable, rows, size_bytes, then, wanted, here, one_statement)
         with self._changed:
             closing = self._closing
             at_once = here and not closing and not self._jobs and self._turn.acquire(blocking=False)
@@ -176,17 +181,28 @@ class Writer:
                     self._drain.begins()
                 self._jobs.append(job)
                 self._backlog_bytes += size_bytes
-                self._changed.notify()
+                if not here:  # else whoever has the turn takes it along, or wakes the writer's thread
+                    self._changed.notify()
         if closing:
             _answer(
                 [(job, None, Unavailable("store-unavailable", "The service is stopping; ask another one."))]
             )
         if at_once:
-            try:
-                settled = self._committed([job])
-            finally:
+            self._write_here(job)
+
+    def _write_here(self, job: _Job) -> None:
+        """Write this, and once what others have brought for such a thread; this one has the turn."""
+        try:
+            _answer(self._committed([job]))
+            with self._changed:
+                others = self._group(here=True)
+            if others:
+                _answer(self._committed(others))
+        finally:
+            with self._changed:
                 self._turn.release()
-            _answer(settled)
+                if self._jobs:
+                    self._changed.notify()
 
     def close(self) -> None:
         """Write what waits, then end the thread."""
@@ -220,17 +236,23 @@ class Writer:
                 if left <= 0:
                     return []
                 self._changed.wait(left)
-            group: list[_Job] = []
-            rows = 0
-            while self._jobs and (not group or rows + self._jobs[0].rows <= GROUP_ROWS):
-                job = self._jobs.popleft()
-                self._backlog_bytes -= job.size_bytes
-                self._drain.left(job.size_bytes)
-                if not job.wanted():
-                    continue
-                group.append(job)
-                rows += job.rows
-            return group
+            return self._group()
+
+    def _group(self, *, here: bool = False) -> list[_Job]:
+        """Take up to GROUP_ROWS rows of jobs, one at least; `here`: only such as were. Under the lock."""
+        group: list[_Job] = []
+        rows = 0
+        while self._jobs and (not group or rows + self._jobs[0].rows <= GROUP_ROWS):
+            if here and not self._jobs[0].here:
+                break
+            job = self._jobs.popleft()
+            self._backlog_bytes -= job.size_bytes
+            self._drain.left(job.size_bytes)
+            if not job.wanted():
+                continue
+            group.append(job)
+            rows += job.rows
+        return group
 
     def _committed(self, jobs: Sequence[_Job]) -> list[_Settled]:
         """Run the jobs in one transaction; where one fails for reasons of its own, each in its own.
@@ -251,7 +273,8 @@ class Writer:
         try:
             results: list[Any] = []
             self._make_durable(connection, any(job.durable for job in jobs))
-            with self._database.transaction(connection):
+            alone = len(jobs) == 1 and jobs[0].one_statement
+            with nullcontext() if alone else self._database.transaction(connection):
                 for work, same in groupby(jobs, key=attrgetter("work")):
                     results += work(connection, [job.argument for job in same])
             return [(job, result, None) for job, result in zip(jobs, results, strict=True)]

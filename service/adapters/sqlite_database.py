@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import sqlite3
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,6 +36,7 @@ READERS: Final = 4
 _BUSY_TIMEOUT_S: Final = 5.0
 _WAL_KEPT_BYTES: Final = 64 << 20  # what a checkpoint leaves of the log, once a burst had blown it up
 _VACUUM_PAGES: Final = 1024
+_LOOK_EVERY_S: Final = 0.1
 # A plain BEGIN that reads before it writes fails at once where somebody else writes.
 _BEGIN: Final = "BEGIN IMMEDIATE"
 
@@ -67,10 +70,17 @@ class SqliteDatabase:
             reason = getattr(failure, "orig", failure)
             raise StateUnusable(f"The state in {self.file} cannot be opened: {reason}.") from failure
         self._inode = self.file.stat().st_ino
+        self._look_again_at = -math.inf
         _log.info("state open", extra={"fields": {"file": str(self.file), "sqlite": sqlite3.sqlite_version}})
 
     def check(self) -> None:
-        """Raise Unavailable if the file is no longer where it was: what goes into it would be lost."""
+        """Raise Unavailable if the file is no longer where it was: what goes into it would be lost.
+
+        Looks ten times a second at most: with the file more is lost than what comes in a tenth of one.
+        """
+        now = time.monotonic()
+        if now < self._look_again_at:
+            return
         try:
             same = self.file.stat().st_ino == self._inode
         except OSError:
@@ -79,6 +89,7 @@ class SqliteDatabase:
             raise Unavailable(
                 "store-unavailable", "The state's file was moved or deleted; restart the service."
             )
+        self._look_again_at = now + _LOOK_EVERY_S
 
     def close(self) -> None:
         """Close every connection and release the lock. The writer's last: it is the one that checkpoints."""
@@ -91,20 +102,15 @@ class SqliteDatabase:
     def transaction(connection: Connection) -> Iterator[None]:
         """Commit what the block does; undo it where it raises. Raises DatabaseError where that fails.
 
-        SQLAlchemy's own transaction and statement cost twice what SQLite takes to keep a prediction, so both
-        are the driver's here; work that goes through SQLAlchemy finds the transaction begun.
+        SQLAlchemy's own transaction and statement cost twice what SQLite takes to keep a prediction, so this
+        goes past it, as `execute` does; work that uses SQLAlchemy finds the transaction begun.
         """
-        raw = _raw(connection)
         try:
-            raw.execute(_BEGIN)
+            execute(connection, _BEGIN)
             yield
-            raw.commit()
-        except sqlite3.Error as failure:
-            raise DBAPIError.instance(
-                None, None, failure, sqlite3.Error, dialect=connection.dialect
-            ) from failure
+            execute(connection, "COMMIT")
         finally:
-            raw.rollback()  # nothing once it is committed
+            _raw(connection).rollback()  # nothing once it is committed
             connection.rollback()  # where SQLAlchemy took part, it forgets this transaction
 
     @staticmethod
@@ -172,9 +178,17 @@ def _prepare_reader(raw: sqlite3.Connection, _record: object) -> None:
     raw.execute("PRAGMA wal_autocheckpoint = 0")  # by the writer alone: older SQLite lose data in a race
 
 
-def execute(connection: Connection, statement: str, parameters: Sequence[Any]) -> None:
-    """Run a statement in SQLite's own words, inside `transaction`: see there."""
-    _raw(connection).execute(statement, parameters)
+def execute(connection: Connection, statement: str, parameters: Sequence[Any] = ()) -> None:
+    """Run a statement in SQLite's own words past SQLAlchemy; alone it is a transaction of its own.
+
+    Raises DatabaseError.
+    """
+    try:
+        _raw(connection).execute(statement, parameters)
+    except sqlite3.Error as failure:
+        raise DBAPIError.instance(
+            statement, None, failure, sqlite3.Error, dialect=connection.dialect
+        ) from failure
 
 
 def _begin_immediate(connection: Connection) -> None:

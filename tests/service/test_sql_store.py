@@ -361,6 +361,7 @@ def test_a_file_that_was_taken_away_is_unavailable_and_takes_nothing_more(tmp_pa
             file.rename(tmp_path / f"old-{file.name}")
         if how == "replaced":
             (tmp_path / "tare.db").touch()
+        time.sleep(0.15)  # it looks ten times a second
         with pytest.raises(Unavailable, match="moved or deleted"):
             run(store.record([prediction(tiny)]))
         with pytest.raises(Unavailable):
