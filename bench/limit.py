@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BATCHES: Final = (1, 4, 16)
 _TRIED_S: Final = 0.7
-_SWITCH_S: Final = 0.0005  # as the service: a thread that waits for the interpreter asks for it sooner
+_SWITCH_S: Final = 0.0001  # as the service: a thread that waits for the interpreter asks for it sooner
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Choice = Literal["auto", "cpu", "cuda", "tensorrt"]
 
-_WORTHWHILE: Final = 0.9  # of the time of one thread: below that a second session pays for its memory
+_WORTHWHILE: Final = 0.95  # of the time of one thread: below that a second session pays for its memory
 _MEASURING_S: Final = 0.1
 _CONSTANT_TOP_K: Final = 10  # on a GPU; who wants more classes has them ranked from f
 
