@@ -33,8 +33,8 @@ _BACKLOG: Final = 2048
 _KEEP_ALIVE_S: Final = 75
 # Descriptors that no connection gets: the state's, those of models and modules that are loaded late.
 _OTHER_FILES: Final = 128
-# How long the event loop waits at most for a thread that decodes: of Python's own 5 ms it would see many. With
-# half a millisecond the cores idle twice as long at 64 connections, and a fiftieth less is answered.
+# How long the event loop waits at most for a thread that decodes: of Python's own 5 ms it would see many.
+# With half a millisecond the cores idle twice as long at 64 connections, and a fiftieth less is answered.
 _SWITCH_S: Final = 0.0001
 # Objects made before the young ones are searched for cycles, of which requests leave hardly any. Python's own
 # 700 are those of a few requests, and cost them 3 % of their time.

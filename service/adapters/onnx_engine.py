@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -87,6 +87,7 @@ class OnnxEngine:
         self._provider = provider
         self._largest_batch = largest_batch
         self._sizes = _batch_sizes(provider, largest_batch)
+        self._last: _Table | None = None
         self.largest_run_s = 0.0
         if not onnx_session.is_built_in(provider):
             raise ProviderError(f"this onnxruntime is built without {provider}; install the extra gpu")
@@ -141,24 +142,17 @@ class OnnxEngine:
         factors: NDArray[np.float64] | None = None,
     ) -> EngineOutput:
         graph, images, k = self._graph, len(pixels), min(top_k, self._graph.n_classes)
-        # A row less its largest entry is small where it matters, so float32 keeps the winners exact however
-        # far tau spreads the classes; the constant changes no rank and comes back in float64 below.
-        shifts, scales, centred, scaled = offsets.max(axis=1), None, offsets, factors
-        if factors is not None:
-            # A row divided by its largest factor keeps its ranks, and each score its own precision.
-            scales = factors.max(axis=1, keepdims=True)
-            shifts[(factors != 1).any(axis=1)] = 0
-            scaled, centred = factors / scales, offsets / scales
-        centred = (centred - shifts[:, None]).astype(np.float32)
-        ones = np.ones_like(centred) if scaled is None else scaled.astype(np.float32)
+        table = self._last
+        if table is None or table.offsets is not offsets or table.factors is not factors:
+            table = self._last = _table(offsets, factors)
         indices, scores, log_sum, plain_index, plain_score, plain_log_sum, logits = runs(
-            pixels, ones, centred, rows, k
+            pixels, table.scaled, table.centred, rows, k
         )
         if logits.shape != (images, graph.n_classes):
             raise EngineError(f"the network gives logits of shape {logits.shape} for {images} images")
-        whole = scores + shifts[rows][:, None]
-        if scales is not None:
-            whole *= scales[rows]
+        whole = scores + table.shifts[rows][:, None]
+        if table.scales is not None:
+            whole *= table.scales[rows]
         log_partition = whole[:, 0] / graph.temperature + log_sum
         if k > scores.shape[1]:
             indices, whole = _best(logits, offsets[rows], None if factors is None else factors[rows], k)
@@ -257,6 +251,31 @@ def build(
         except ProviderError as failure:
             _log.warning("CUDA is built in but not to be had, the CPU is taken: %s", failure)
     return engine("cpu")
+
+
+class _Table(NamedTuple):
+    """The rows that a batch is ranked by, (R, L), as they were given and as the graph takes them."""
+
+    offsets: NDArray[np.float64]
+    factors: NDArray[np.float64] | None
+    scaled: NDArray[np.float32]
+    centred: NDArray[np.float32]
+    shifts: NDArray[np.float64]  # (R,), what a row of `centred` lacks
+    scales: NDArray[np.float64] | None  # (R, 1), what both were divided by
+
+
+def _table(offsets: NDArray[np.float64], factors: NDArray[np.float64] | None) -> _Table:
+    # A row less its largest entry is small where it matters, so float32 keeps the winners exact however
+    # far tau spreads the classes; the constant changes no rank and comes back in float64.
+    shifts, scales, centred, scaled = offsets.max(axis=1), None, offsets, factors
+    if factors is not None:
+        # A row divided by its largest factor keeps its ranks, and each score its own precision.
+        scales = factors.max(axis=1, keepdims=True)
+        shifts[(factors != 1).any(axis=1)] = 0
+        scaled, centred = factors / scales, offsets / scales
+    centred = (centred - shifts[:, None]).astype(np.float32)
+    ones = np.ones_like(centred) if scaled is None else scaled.astype(np.float32)
+    return _Table(offsets, factors, ones, centred, shifts, scales)
 
 
 def _batch_sizes(provider: Provider, largest: int) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import repeat
+from operator import is_
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -55,6 +56,7 @@ class Decider:
         self._decode = decode
         self._engine = engine
         self._temperature = temperature
+        self._last: tuple[list[Adjustment], _Table] = [], (None, np.empty((0, 0)))
 
     def prepare(self, image: QueuedImage) -> ReadyImage:
         """Decode; a Refusal then names the image's position."""
@@ -75,7 +77,7 @@ class Decider:
         """
         distinct = list({id(image.adjustment): image.adjustment for image in batch}.values())
         row_of = {id(adjustment): row for row, adjustment in enumerate(distinct)}
-        factors, offsets = _table(distinct)
+        factors, offsets = self._table(distinct)
         try:
             out = self._engine.run(
                 _stacked([image.pixels for image in batch]),
@@ -109,6 +111,14 @@ class Decider:
             else Unavailable("logits-not-finite", "The network's answer for this image is not finite.")
             for i, image in enumerate(batch)
         ]
+
+    def _table(self, distinct: list[Adjustment]) -> _Table:
+        """Return the rows of these adjustments: the very arrays of the last batch where it had the same."""
+        adjustments, table = self._last
+        if len(adjustments) != len(distinct) or not all(map(is_, adjustments, distinct)):
+            table = _table(distinct)
+            self._last = distinct, table
+        return table
 
 
 def decide(logits: ArrayLike, adjustment: Adjustment, model: ModelVersion, top_k: int) -> list[Decision]:
@@ -148,9 +158,10 @@ def decide(logits: ArrayLike, adjustment: Adjustment, model: ModelVersion, top_k
     ]
 
 
-def _table(
-    adjustments: Sequence[Adjustment],
-) -> tuple[NDArray[np.float64] | None, NDArray[np.float64]]:
+_Table = tuple["NDArray[np.float64] | None", "NDArray[np.float64]"]
+
+
+def _table(adjustments: Sequence[Adjustment]) -> _Table:
     """Return the engine's rows: factors, None where nothing multiplies, and offsets.
 
     A row that its float32 would not hold is one and zero: it is ranked here, from f.

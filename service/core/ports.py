@@ -65,7 +65,8 @@ class Engine(Protocol):
         """Answer a batch: pixels uint8 (B, H, W, C), or rows of another kind.
 
         Row i is ranked by f * factors[rows[i]] + offsets[rows[i]], both (R, L); factors are above zero, None
-        is for ones. K is `top_k` cut to L. `alone` says that nothing else runs or waits, so that the cores
+        is for ones; neither changes afterwards, and the same arrays given again cost less. K is `top_k` cut
+        to L. `alone` says that nothing else runs or waits, so that the cores
         are free. Blocks the calling thread. Raises EngineError where the engine itself fails.
         """
 

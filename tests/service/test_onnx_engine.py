@@ -49,6 +49,17 @@ def test_an_image_gets_the_same_answer_alone_and_in_any_batch(graph):
             )
 
 
+def test_what_is_kept_of_the_last_table_is_that_of_this_one(graph):
+    engine, fresh = (OnnxEngine(graph, "cpu", largest_batch=16) for _ in range(2))
+    table, others, rows = RNG.normal(0, 5, (1, 6)), RNG.normal(0, 5, (1, 6)), np.zeros(16, dtype=np.int64)
+    factors = RNG.uniform(0.5, 2, (1, 6))
+    for offsets, of in [(table, None), (others, None), (table, factors), (table, None), (table, None)]:
+        found = engine.run(PIXELS, offsets, rows, 3, factors=of)
+        expected = fresh.run(PIXELS, offsets.copy(), rows, 3, factors=of)
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+
+
 def test_many_threads_may_run_one_engine(graph):
     engine = OnnxEngine(graph, "cpu", largest_batch=16)
     table, rows = RNG.normal(0, 5, (16, 6)), np.arange(16)
