@@ -39,6 +39,8 @@ _FILTERS: Final = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _LONGEST_WHOLE: Final = 4  # sides' ratio up to which an image is resized whole before it is cropped
+_BAND_PIXELS: Final = 1 << 18
+_OPAQUE: Final = np.uint8(255)
 _ORIENTATION: Final = 0x0112
 _PHOTOMETRIC, _BITS_PER_SAMPLE, _PLANAR_CONFIGURATION = 262, 258, 284  # TIFF's tags
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
@@ -141,11 +143,7 @@ def upright(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         _, most, what = _REPEATED[kind]
         raise UndecodableError(f"the {kind} image has more than {most} {what}; save it again")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _check_size(image.size, max_pixels)
-            _check_tiles(image, max_pixels)
-            rgb = _to_rgb(image, data, kind)
-            turn = _TURNS.get(_orientation(image))
+        rgb, turn = _rgb_and_turn(data, kind, max_pixels)
     except ImageError:
         raise
     except _DECODING_FAILURES as failure:
@@ -179,6 +177,14 @@ def _resized(image: Image.Image, resize: Resize, height: int, width: int) -> Ima
     # A product may round to just beyond the image, which Pillow refuses.
     right, bottom = min((left + width) * across, image.width), min((top + height) * down, image.height)
     return image.resize((width, height), resample, box=(left * across, top * down, right, bottom))
+
+
+def _rgb_and_turn(data: bytes, kind: str, max_pixels: int) -> tuple[Image.Image, Image.Transpose | None]:
+    """Return the 8-bit RGB image and how it is to be turned; what it was decoded from is let go of."""
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        _check_size(image.size, max_pixels)
+        _check_tiles(image, max_pixels)
+        return _to_rgb(image, data, kind), _TURNS.get(_orientation(image))
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -221,10 +227,19 @@ def _to_rgb(image: Image.Image, data: bytes, kind: str) -> Image.Image:
     if image_8.mode in ("I", "F"):
         raise UndecodableError(f"the {kind} image has 32-bit pixels; send 8 or 16 bits a channel")
     if image_8.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image_8.info:
-        rgba = image_8.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return _on_white(image_8)
     return image_8.convert("RGB") if image_8.mode != "RGB" else image_8.copy()
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Composite on white, some rows at a time: the steps of the whole image would stand side by side."""
+    rgb = Image.new("RGB", image.size)
+    step = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, step):
+        rows = image.crop((0, top, image.width, min(top + step, image.height))).convert("RGBA")
+        white = Image.new("RGBA", rows.size, (255, 255, 255, 255))
+        rgb.paste(Image.alpha_composite(white, rows).convert("RGB"), (0, top))
+    return rgb
 
 
 def _wide_grey(image: Image.Image) -> Image.Image | None:
@@ -240,7 +255,7 @@ def _wide_grey(image: Image.Image) -> Image.Image | None:
         values = (4095 if twelve_bits else 65535) - values
     grey = Image.fromarray((values // (16 if twelve_bits else 257)).astype(np.uint8))
     if isinstance(key, int):
-        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+        grey.putalpha(Image.fromarray(_OPAQUE * (values != key)))
     return grey
 
 
@@ -270,8 +285,12 @@ def _wide_colour(image: Image.Image, data: bytes) -> Image.Image | None:
     colour = Image.fromarray(_over_257(high, low), "RGBa" if stem == "RGBa" else mode)
     key = image.info.get("transparency")
     if stem == "RGB" and isinstance(key, tuple):
-        opaque = np.any((high != [part >> 8 for part in key]) | (low != [part & 255 for part in key]), axis=2)
-        colour.putalpha(Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8)))
+        opaque = np.zeros(high.shape[:2], dtype=bool)
+        for channel, part in enumerate(
+            key
+        ):  # one by one: of all at once NumPy would make three times as much
+            opaque |= (high[:, :, channel] != part >> 8) | (low[:, :, channel] != part & 255)
+        colour.putalpha(Image.fromarray(_OPAQUE * opaque))
     return colour
 
 
