@@ -6,16 +6,12 @@ import pytest
 
 from service.api import express as express_module
 from service.api.express import Express
+from service.api.protocol import Protocol
 from service.api.tokens import Tokens
 from service.app import create_app
 from service.settings import Settings
 from tests.service import wire
 from tests.service.short_way import HOST, answer, converse, held, post, talk, until
-
-
-@pytest.fixture
-def app(settings_for):
-    return create_app(settings_for())
 
 
 @pytest.fixture
@@ -270,3 +266,32 @@ def test_the_queries_that_are_remembered_are_bounded(app):
         assert len(short._queries) <= 256
 
     talk(app, script)
+
+
+def test_while_a_client_does_not_read_its_answers_its_requests_wait_in_the_usual_way(
+    port, image, taken, monkeypatch
+):
+    opened = []
+    real = Protocol.connection_made
+
+    def made(self, transport):
+        opened.append(self)
+        real(self, transport)
+
+    monkeypatch.setattr(Protocol, "connection_made", made)
+
+    async def script(connect):
+        reader, writer = await connect()
+        writer.write(post(image))
+        await answer(reader)
+        (protocol,) = opened
+        protocol.loop.call_soon_threadsafe(protocol.pause_writing)  # as uvloop says when its buffer is full
+        await asyncio.sleep(0.05)
+        writer.write(post(image))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), 0.2)
+        protocol.loop.call_soon_threadsafe(protocol.resume_writing)
+        assert (await answer(reader))[0] == 200
+
+    converse(port, script)
+    assert len(taken) == 1

@@ -4,12 +4,9 @@ import asyncio
 import json
 import time
 
-import pytest
-
 from service.api import express as express_module
-from service.api.protocol import Protocol
 from service.app import create_app
-from tests.service.short_way import answer, converse, held, post, talk, until
+from tests.service.short_way import answer, held, post, talk, until
 
 
 def test_a_client_that_hangs_up_half_way_through_its_body_leaves_nothing(app, image):
@@ -106,32 +103,3 @@ def test_a_failure_that_nobody_foresaw_is_a_500_that_tells_nothing(app, image, m
     talk(app, script)
     assert "a secret" in caplog.text
     assert any(getattr(one, "fields", {}).get("request_id") == "look-for-me" for one in caplog.records)
-
-
-def test_while_a_client_does_not_read_its_answers_its_requests_wait_in_the_usual_way(
-    port, image, taken, monkeypatch
-):
-    opened = []
-    real = Protocol.connection_made
-
-    def made(self, transport):
-        opened.append(self)
-        real(self, transport)
-
-    monkeypatch.setattr(Protocol, "connection_made", made)
-
-    async def script(connect):
-        reader, writer = await connect()
-        writer.write(post(image))
-        await answer(reader)
-        (protocol,) = opened
-        protocol.loop.call_soon_threadsafe(protocol.pause_writing)  # as uvloop says when its buffer is full
-        await asyncio.sleep(0.05)
-        writer.write(post(image))
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(reader.read(1), 0.2)
-        protocol.loop.call_soon_threadsafe(protocol.resume_writing)
-        assert (await answer(reader))[0] == 200
-
-    converse(port, script)
-    assert len(taken) == 1

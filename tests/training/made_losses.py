@@ -3,11 +3,7 @@
 import numpy as np
 import torch
 
-from training.losses import (
-    LossOptions,
-    default_tau,
-    make_loss,
-)
+from training.losses import LossOptions, default_tau, make_loss
 
 CPU = torch.device("cpu")
 COUNTS = np.array([600.0, 250.0, 100.0, 50.0])

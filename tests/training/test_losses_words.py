@@ -4,12 +4,7 @@ import pytest
 
 from tests.training.made_losses import COUNTS, CPU, made
 from training.exceptions import RunError
-from training.losses import (
-    LOSSES,
-    LossOptions,
-    default_tau,
-    make_loss,
-)
+from training.losses import LOSSES, LossOptions, default_tau, make_loss
 
 
 def test_a_loss_says_what_it_was_made_with_and_which_head_it_needs():
