@@ -92,7 +92,7 @@ def common_loop(
         batch_size=BATCH_SIZE,
         shuffle=True,
         drop_last=True,
-        num_workers=min(8, os.cpu_count() or 1),
+        num_workers=min(8, _cores()),
         pin_memory=device.type == "cuda",
     )
     network = make_network("resnet32", N_CLASSES).to(device)
@@ -213,10 +213,15 @@ def _machine(device: torch.device) -> str:
     flags = ", ".join(flag for flag in _FLAGS if has.get(flag)) or "none"
     bfloat16 = "on" if has_bf16(device) else "off"
     line = (
-        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, flags: {flags}"
+        f"{_processor()}, {_cores()} cores, {torch.get_num_threads()} threads, flags: {flags}"
         f" (of {', '.join(_FLAGS)}); torch {torch.__version__}, bfloat16 {bfloat16}"
     )
     return line if device.type == "cpu" else f"{torch.cuda.get_device_name(device)} beside {line}"
+
+
+def _cores() -> int:
+    """Return how many cores this process may use, which are fewer than the machine has where it is pinned."""
+    return len(os.sched_getaffinity(0))
 
 
 def _processor() -> str:

@@ -25,6 +25,12 @@ def settings_for(tmp_path, tiny_models):
     return make
 
 
+@pytest.fixture
+def app(settings_for):
+    """The application itself, for a test that puts its own server round it."""
+    return create_app(settings_for())
+
+
 @pytest.fixture(scope="module")
 def way():
     """How clients reach the application; a module with two ways runs its tests by both."""

@@ -19,7 +19,7 @@ from service.core.monitor import Monitor
 from service.core.parts import Parts
 from service.core.priors import Priors
 from service.core.records import ModelVersion
-from tests.contracts.store import run
+from tests.contracts.calls import run
 from tests.recorded import TurnedClock
 from tests.service.stores import opened
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from service.api.tokens import Tokens
-from tests.contracts.store import run
+from tests.contracts.calls import run
 from tests.recorded import LABELS, START, TurnedClock, model, prediction, uuid7
 from tests.service.problems import problem
 from tests.service.state_app import serving

@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, recall_score
 
 from longtail.intervals import wilson
 from service.core.records import Group
-from tests.contracts.store import run
+from tests.contracts.calls import run
 from tests.recorded import START, TurnedClock, item, model, prediction
 from tests.service.problems import problem
 from tests.service.state_app import serving

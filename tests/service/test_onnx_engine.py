@@ -1,11 +1,7 @@
-"""The engine: it runs where it says, batches change nothing, and it leaves no trace on the machine."""
+"""The engine: it runs where it says, and neither batches nor threads change an answer."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +16,7 @@ from longtail import adjustment as formula
 from longtail.priors import checked_source_prior, prior_from_counts
 from service.adapters import onnx_engine, onnx_session
 from service.adapters.onnx_engine import OnnxEngine, build
-from service.adapters.onnx_session import BoundRuns, ProviderError, cores, installed_wheel, open_session
+from service.adapters.onnx_session import BoundRuns, ProviderError, open_session
 from service.adapters.serving_graph import compose, with_constant_top_k
 from service.core.ports import DeviceLostError, EngineError
 from tests import tiny
@@ -352,50 +348,3 @@ def test_a_poisoned_cuda_context_is_told_from_failures_that_pass(graph, provider
         engine.run(PIXELS[:1], np.zeros((1, 6)), np.zeros(1, dtype=np.int64), 1)
     assert type(failure.value) is kind
     assert "/onnxruntime_src" not in str(failure.value)
-
-
-def wheels(monkeypatch, *there):
-    def version(wheel):
-        if wheel not in there:
-            raise importlib.metadata.PackageNotFoundError(wheel)
-        return "1.32.0"
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-
-
-@pytest.mark.parametrize("wheel", ["onnxruntime", "onnxruntime-gpu"])
-def test_one_wheel_is_named_with_its_version(monkeypatch, wheel):
-    wheels(monkeypatch, wheel)
-    assert installed_wheel() == f"{wheel} 1.32.0"
-
-
-@pytest.mark.parametrize("there", [(), ("onnxruntime", "onnxruntime-gpu")])
-def test_both_wheels_or_none_is_an_error_of_one_line(monkeypatch, there):
-    wheels(monkeypatch, *there)
-    with pytest.raises(EngineError, match="exactly one of onnxruntime and onnxruntime-gpu") as failure:
-        installed_wheel()
-    assert "\n" not in str(failure.value)
-
-
-def test_the_import_leaves_no_file_in_an_empty_home(tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY" and "XDG" not in k}
-    subprocess.run(
-        [sys.executable, "-B", "-c", "import service.adapters.onnx_session"],
-        env={**environment, "HOME": str(home)},
-        check=True,
-    )
-    assert list(home.rglob("*")) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("max 100000", 8), ("150000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8), ("odd", 8)],
-)
-def test_cores_are_those_a_container_is_allowed(tmp_path, monkeypatch, text, expected):
-    quota = tmp_path / "cpu.max"
-    quota.write_text(text)
-    monkeypatch.setattr(onnx_session, "_CPU_MAX", quota)
-    monkeypatch.setattr(onnx_session.os, "sched_getaffinity", lambda _: set(range(8)))
-    assert cores() == expected

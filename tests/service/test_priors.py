@@ -10,7 +10,7 @@ import pytest
 
 from service.core.exceptions import Conflict, Invalid, NotFound, Refusal, Stale
 from service.core.priors import Precondition, Priors, PriorSpec, etag, probabilities_of
-from tests.contracts.store import run
+from tests.contracts.calls import run
 from tests.recorded import LABELS, TurnedClock, model
 from tests.service.stores import opened
 

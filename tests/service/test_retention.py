@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from sqlalchemy.exc import OperationalError
 
-from tests.contracts.store import blocks, run
+from tests.contracts.calls import blocks, run
 from tests.recorded import START, TurnedClock, item, model, prediction
 from tests.service.stores import opened, plain, pragma, wait_until
 

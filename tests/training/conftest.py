@@ -1,11 +1,16 @@
 """A data set that trains in a fraction of a second, for every test that needs a run rather than a result."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
+from bundle.files import Bundle, read
+from tests.training import graphs
+from training.export import main as export_main
 from training.fit import main
 
 COUNTS = (120, 60, 12, 4)
@@ -55,3 +60,25 @@ def tiny_run(tiny_files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFac
     )
     assert code == 0
     return folder
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    """A file of the labels and counts of `graphs`, as `training.export` reads it."""
+    path = tmp_path / "classes.csv"
+    path.write_text("".join(f"{label},{n}\n" for label, n in zip(graphs.LABELS, graphs.COUNTS, strict=True)))
+    return path
+
+
+@pytest.fixture
+def export(tmp_path: Path, classes: Path) -> Callable[..., Bundle]:
+    """Return a function that saves a graph, exports it and reads the bundle back."""
+
+    def run(model: onnx.ModelProto, *options: str | Path) -> Bundle:
+        onnx.save(model, tmp_path / "theirs.onnx")
+        out = tmp_path / "models" / "theirs"
+        arguments = ["--onnx", tmp_path / "theirs.onnx", "--classes", classes, "--out", out, *options]
+        assert export_main([str(part) for part in arguments]) == 0
+        return read(out)
+
+    return run

@@ -29,30 +29,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-LABELS = ("ant", "bee", "cat", "dog", "eel")
-COUNTS = (400, 120, 60, 20, 4)
+
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def classes(tmp_path: Path) -> Path:
-    path = tmp_path / "classes.csv"
-    path.write_text("".join(f"{label},{n}\n" for label, n in zip(LABELS, COUNTS, strict=True)))
-    return path
-
-
-@pytest.fixture
-def export(tmp_path: Path, classes: Path) -> Callable[..., Bundle]:
-    """Return a function that saves a graph, exports it and reads the bundle back."""
-
-    def run(model: onnx.ModelProto, *options: str | Path) -> Bundle:
-        onnx.save(model, tmp_path / "theirs.onnx")
-        out = tmp_path / "models" / "theirs"
-        arguments = ["--onnx", tmp_path / "theirs.onnx", "--classes", classes, "--out", out, *options]
-        assert main([str(part) for part in arguments]) == 0
-        return read(out)
-
-    return run
 
 
 def answers(bundle: Bundle, pixels: NDArray[np.uint8]) -> NDArray[Any]:
@@ -78,9 +56,9 @@ def pixels(
 def test_a_plain_classifier_becomes_a_bundle_that_answers_as_it_did(export: Callable[..., Bundle]) -> None:
     bundle = export(graphs.classifier(), "--normalisation", "imagenet")
     manifest = bundle.manifest
-    assert manifest.labels == list(LABELS)
-    assert manifest.class_counts.tolist() == list(COUNTS)
-    assert manifest.source_prior == pytest.approx(np.array(COUNTS) / sum(COUNTS))
+    assert manifest.labels == list(graphs.LABELS)
+    assert manifest.class_counts.tolist() == list(graphs.COUNTS)
+    assert manifest.source_prior == pytest.approx(np.array(graphs.COUNTS) / sum(graphs.COUNTS))
     assert (manifest.input.height, manifest.input.width, manifest.input.layout) == (6, 10, "NCHW")
     assert [(group.name, group.indices) for group in manifest.groups] == [
         ("many", [0, 1]),
@@ -207,81 +185,17 @@ def test_of_several_outputs_the_named_one_is_kept_alone(export: Callable[..., Bu
     assert "aux_matrix" not in {tensor.name for tensor in model.graph.initializer}
 
 
-def scaled_logits(n: int, temperature: float) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Labels in the training set's mix, and logits of which f / temperature is the exact log posterior.
-
-    x given y is normal round 1.5 e_y, so log P(y | x) is 1.5 x_y + log prior_y up to a constant.
-    """
-    rng = np.random.default_rng(5)
-    prior = np.array(COUNTS) / sum(COUNTS)
-    labels = rng.choice(5, size=n, p=prior)
-    x = rng.normal(size=(n, 5)) + 1.5 * np.eye(5)[labels]
-    return ((1.5 * x + np.log(prior)) * temperature).astype(np.float32), labels
-
-
-def test_held_out_logits_give_the_temperature_they_were_made_with(
-    export: Callable[..., Bundle], tmp_path: Path
-) -> None:
-    logits, labels = scaled_logits(6000, 1.7)
-    np.savez(tmp_path / "held.npz", logits=logits, labels=labels)
-    bundle = export(graphs.classifier(), "--holdout", tmp_path / "held.npz", "--loss-offset", "none")
-    manifest = bundle.manifest
-    assert manifest.temperature == pytest.approx(1.7, rel=0.08)
-    assert manifest.tau == pytest.approx(1.7, abs=0.5)  # exact Bayes at tau = T
-    assert manifest.calibration.temperature == "fitted"
-    assert manifest.calibration.logit_offset == "known"
-    assert (manifest.calibration.images, manifest.calibration.classes) == (6000, 5)
-    assert {0.0, 1.0, manifest.tau} <= {point.tau for point in manifest.metrics.holdout}
-    held_out = bundle.holdout()
-    assert held_out is not None
-    assert (held_out.logits == logits).all()
-    assert (held_out.labels == labels).all()
-
-
-def test_balanced_held_out_images_calibrate_to_the_training_mix_all_the_same(
-    export: Callable[..., Bundle], tmp_path: Path
-) -> None:
-    logits, labels = scaled_logits(200_000, 1.7)
-    per_class = min(np.bincount(labels))
-    chosen = np.concatenate([np.flatnonzero(labels == y)[:per_class] for y in range(5)])
-    assert per_class > 500
-    np.savez(tmp_path / "held.npz", logits=logits[chosen], labels=labels[chosen])
-    bundle = export(graphs.classifier(), "--holdout", tmp_path / "held.npz")
-    assert bundle.manifest.temperature == pytest.approx(1.7, rel=0.1)
-
-
-def test_a_logit_adjusted_network_is_not_adjusted_twice(export: Callable[..., Bundle]) -> None:
-    manifest = export(graphs.classifier(), "--loss-offset", "log-prior", "--loss-tau", "1.5").manifest
-    assert manifest.logit_offset == pytest.approx(1.5 * np.log(np.array(COUNTS) / sum(COUNTS)))
-    assert manifest.calibration.logit_offset == "known"
-    assert (manifest.loss.name, manifest.loss.tau) == ("logit-adjusted", 1.5)
-
-
-def test_an_unknown_loss_gets_the_offset_that_its_held_out_logits_show(
-    export: Callable[..., Bundle], tmp_path: Path
-) -> None:
-    logits, labels = scaled_logits(20_000, 1.0)
-    hidden = np.array([0.0, 1.0, -1.0, 0.5, 0.2])
-    np.savez(tmp_path / "held.npz", logits=(logits - hidden).astype(np.float32), labels=labels)
-    manifest = export(
-        graphs.classifier(), "--holdout", tmp_path / "held.npz", "--loss-offset", "fitted"
-    ).manifest
-    found = np.array(manifest.logit_offset)
-    assert found - found.mean() == pytest.approx(hidden - hidden.mean(), abs=0.25)
-    assert manifest.calibration.logit_offset == "fitted"
-
-
 def test_a_labelled_folder_is_decoded_by_the_rules_of_serving(
     export: Callable[..., Bundle], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(2)
     expected = {}
-    for label in LABELS:
+    for label in graphs.LABELS:
         (tmp_path / "held" / label).mkdir(parents=True)
         for i in range(3):
             path = tmp_path / "held" / label / f"{i}.{('png', 'jpg', 'webp')[i]}"
             Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
-            expected[path] = LABELS.index(label)
+            expected[path] = graphs.LABELS.index(label)
     (tmp_path / "held" / "ant" / ".hidden").write_text("not an image")
     options = ["--resize", "crop", "--shorter-side", "12", "--interpolation", "bicubic"]
     bundle = export(graphs.classifier(), "--images", tmp_path / "held", *options)
@@ -371,7 +285,7 @@ def test_it_runs_where_torch_cannot_be_imported_and_writes_nothing_in_an_empty_h
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
-    assert read(tmp_path / "models" / "m").manifest.labels == list(LABELS)
+    assert read(tmp_path / "models" / "m").manifest.labels == list(graphs.LABELS)
     assert not list((tmp_path / "home").rglob("*"))
 
 

@@ -18,13 +18,6 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def classes(tmp_path: Path) -> Path:
-    path = tmp_path / "classes.csv"
-    path.write_text("ant,400\nbee,120\ncat,60\ndog,20\neel,4\n")
-    return path
-
-
-@pytest.fixture
 def refusal(tmp_path: Path, classes: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Return a function that exports what must be refused, and returns the one line that says why."""
 

@@ -68,7 +68,7 @@ def _train_side_by_side(
         return [_run(job, runs, device, deadline) for job in jobs]
     context = multiprocessing.get_context("spawn")
     at_once = min(at_once, len(jobs))
-    threads = max(1, (os.cpu_count() or 1) // at_once)
+    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
     with gpu_shared(), ProcessPoolExecutor(at_once, context, _begin, (threads,)) as pool:
         futures = [pool.submit(_run, job, runs, device, deadline) for job in jobs]
         try:
