@@ -53,7 +53,8 @@ def test_every_image_is_posted_by_turns_and_refusals_are_counted_apart(alternati
     assert abs(result.refused - result.requests / 2) <= 1
     assert result.broken == 0
     assert 0 < result.p50_ms <= result.p99_ms
-    assert 0 < result.per_s <= result.requests / 2
+    # Half of them are good, and the sending lasts a little less than the second: a faster pace than both say.
+    assert result.per_s == pytest.approx(result.requests / 2, rel=0.25)
 
 
 def test_the_pace_is_that_between_the_first_sending_and_the_last_answer():
