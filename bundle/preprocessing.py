@@ -286,9 +286,7 @@ def _wide_colour(image: Image.Image, data: bytes) -> Image.Image | None:
     key = image.info.get("transparency")
     if stem == "RGB" and isinstance(key, tuple):
         opaque = np.zeros(high.shape[:2], dtype=bool)
-        for channel, part in enumerate(
-            key
-        ):  # one by one: of all at once NumPy would make three times as much
+        for channel, part in enumerate(key):  # of all at once NumPy would make three times as much
             opaque |= (high[:, :, channel] != part >> 8) | (low[:, :, channel] != part & 255)
         colour.putalpha(Image.fromarray(_OPAQUE * opaque))
     return colour

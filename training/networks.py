@@ -65,8 +65,6 @@ class CifarResNet(nn.Module):
 class _BasicBlock(nn.Module):
     """Two 3x3 convolutions beside option A's shortcut: every second pixel, new channels filled with zeros."""
 
-    carried: Tensor
-
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
@@ -75,8 +73,6 @@ class _BasicBlock(nn.Module):
         self.second_norm = nn.BatchNorm2d(width)
         self.stride = stride
         self.new_channels = width - channels
-        carried = functional.pad(torch.eye(channels), (0, 0, *self._halves()))
-        self.register_buffer("carried", carried[:, :, None, None], persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
         # In place: normalisation keeps its input, not its output, so nothing is lost and memory is spared.
@@ -84,18 +80,16 @@ class _BasicBlock(nn.Module):
         out = self.second_norm(self.second(out))
         shortcut = features
         if self.stride != 1:
+            halves = self.new_channels // 2, self.new_channels - self.new_channels // 2
             if torch.compiler.is_exporting():
                 # The same as one operator: ONNX Runtime then keeps its blocked layout to the end of the
                 # network, and a ResNet-32 takes 4 to 11 % less time. In training it would be slower.
-                shortcut = functional.conv2d(features, self.carried, stride=self.stride)
+                carried = functional.pad(torch.eye(features.shape[1]), (0, 0, *halves))
+                shortcut = functional.conv2d(features, carried[:, :, None, None], stride=self.stride)
             else:
                 strided = features[:, :, :: self.stride, :: self.stride]
-                shortcut = functional.pad(strided, (0, 0, 0, 0, *self._halves()))
+                shortcut = functional.pad(strided, (0, 0, 0, 0, *halves))
         return functional.relu_(out.add_(shortcut))
-
-    def _halves(self) -> tuple[int, int]:
-        """How many new channels lie before the old ones, and how many behind."""
-        return self.new_channels // 2, self.new_channels - self.new_channels // 2
 
 
 class NormalisedLinear(nn.Linear):

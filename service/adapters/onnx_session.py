@@ -144,9 +144,9 @@ def open_session(
 ) -> onnxruntime.InferenceSession:
     """Return a session that runs on `provider`, each run on so many threads.
 
-    `spin` lets its threads wait busily for a run's next step. `capture` lets a GPU record
-    each batch size as a CUDA graph. TensorRT builds an engine for `sizes`, kept under `cache`. Raises
-    ProviderError where onnxruntime runs it on something else, or FAILURES.
+    `spin` lets its threads wait busily for a run's next step. `capture` lets a GPU record each batch size as
+    a CUDA graph. TensorRT builds an engine for `sizes`, kept under `cache`. Raises ProviderError where
+    onnxruntime runs it on something else, or FAILURES.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

@@ -192,7 +192,7 @@ def execute(connection: Connection, statement: str, parameters: Sequence[Any] = 
 
 
 def _begin_immediate(connection: Connection) -> None:
-    if not _raw(connection).in_transaction:
+    if not _raw(connection).in_transaction:  # which `transaction` has begun
         connection.exec_driver_sql(_BEGIN)
 
 

@@ -66,8 +66,8 @@ class Engine(Protocol):
 
         Row i is ranked by f * factors[rows[i]] + offsets[rows[i]], both (R, L); factors are above zero, None
         is for ones; neither changes afterwards, and the same arrays given again cost less. K is `top_k` cut
-        to L. `alone` says that nothing else runs or waits, so that the cores
-        are free. Blocks the calling thread. Raises EngineError where the engine itself fails.
+        to L. `alone` says that nothing else runs or waits, so that the cores are free. Blocks the calling
+        thread. Raises EngineError where the engine itself fails.
         """
 
 

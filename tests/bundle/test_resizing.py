@@ -33,7 +33,7 @@ def test_stretching_is_pillows_antialiased_resize_and_leaves_the_right_size_alon
     data = saved(noise, "PNG")
     assert (decode(data, spec(50, 70)) == np.asarray(noise)).all()
     for name, resample in (("bilinear", 2), ("bicubic", 3), ("lanczos", 1), ("nearest", 0)):
-        got = decode(data, spec(20, 24, resize=Resize(interpolation=name)))  # type: ignore[arg-type]
+        got = decode(data, spec(20, 24, resize=Resize(interpolation=name)))
         assert (got == np.asarray(noise.resize((24, 20), Image.Resampling(resample)))).all(), name
 
 
@@ -61,7 +61,7 @@ def test_the_crop_rule_is_torchvisions_resize_and_centre_crop(interpolation: str
         theirs = v2.CenterCrop(crop)(
             v2.Resize(side, interpolation=v2.InterpolationMode(interpolation))(image)
         )
-        rule = Resize(rule="crop", shorter_side=side, interpolation=interpolation)  # type: ignore[arg-type]
+        rule = Resize(rule="crop", shorter_side=side, interpolation=interpolation)
         ours = decode(saved(image, "PNG"), spec(*crop, resize=rule))
         assert (ours == np.asarray(theirs)).all(), (height, width, crop, side)
 
